@@ -17,6 +17,7 @@ Shape suffixes: S slides.
 """
 
 import argparse
+import itertools
 import json
 import shutil
 import sys
@@ -34,7 +35,15 @@ sys.path.insert(0, str(ROOT))  # run as a script, Python looks beside it, not in
 
 from benchmarks import curve_table as table  # noqa: E402
 from benchmarks import evidence  # noqa: E402
-from benchmarks.curve_table import COUNTS, METHODS, POINTS, QUICK_COUNTS, asked  # noqa: E402
+from benchmarks.curve_table import (  # noqa: E402
+    COUNTS,
+    METHODS,
+    MIDDLE_SHARE,
+    MIDDLE_SLIDES,
+    POINTS,
+    QUICK_COUNTS,
+    asked,
+)
 from benchmarks.evidence_data import CPU, EvidenceData  # noqa: E402
 from benchmarks.evidence_settings import ENCODER, FROZEN_MODELS, QUICK_EPOCHS, SHARED, settings_of  # noqa: E402
 from benchmarks.evidence_steps import TRAINING, frozen_config  # noqa: E402
@@ -98,26 +107,25 @@ def results_folder(arguments: argparse.Namespace) -> Path:
 
 
 def run_missing(arguments: argparse.Namespace, results: Path) -> None:
-    """Run every point that has no result. All methods of a point come before the next point."""
-    wanted = list(dict.fromkeys(point for curve in arguments.only for point in POINTS[curve]))
-    if arguments.quick:
-        wanted = wanted[:1]
+    """Run every point that has no result: all seeds and methods of a point before the next one, and first the
+    point that both curves have."""
+    middle = (MIDDLE_SHARE, MIDDLE_SLIDES)
+    wanted = list(dict.fromkeys([middle, *(point for curve in arguments.only for point in POINTS[curve])]))
     folder = arguments.out / f"patches_{evidence.digest(arguments.nodes)}"
     held: EncodedPatches | None = None
     program = evidence.origin()  # the one that was loaded, whatever is changed meanwhile
-    for seed in arguments.seeds:
-        for share, slides in wanted:
-            for method in arguments.methods:
-                path = results / f"curve_{method}_seed{seed}.json"
-                curve = stored_curve(path, method, seed, quick=arguments.quick)
-                if name_of(share, slides) in curve["points"] and not arguments.again:
-                    continue
-                if held is None:
-                    held = encode_patches(arguments.nodes, folder, ENCODER, side_px=SIDE_PX)
-                print(f"{method}, seed {seed}: {share:g} %, {slides} slides …", file=sys.stderr, flush=True)
-                point = run_point(held, method, seed, share, slides, arguments)
-                curve["points"][name_of(share, slides)] = {**program, **point}
-                keep(path, curve)
+    for share, slides in wanted[:1] if arguments.quick else wanted:
+        for seed, method in itertools.product(arguments.seeds, arguments.methods):
+            path = results / f"curve_{method}_seed{seed}.json"
+            curve = stored_curve(path, method, seed, quick=arguments.quick)
+            if name_of(share, slides) in curve["points"] and not arguments.again:
+                continue
+            if held is None:
+                held = encode_patches(arguments.nodes, folder, ENCODER, side_px=SIDE_PX)
+            print(f"{method}, seed {seed}: {share:g} %, {slides} slides …", file=sys.stderr, flush=True)
+            point = run_point(held, method, seed, share, slides, arguments)
+            curve["points"][name_of(share, slides)] = {**program, **point}
+            keep(path, curve)
 
 
 def name_of(share: float, slides: int) -> str:

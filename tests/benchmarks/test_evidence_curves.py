@@ -194,10 +194,10 @@ def test_every_method_runs_once_and_is_drawn(
     evidence_curves.main()
     figures = json.loads(capsys.readouterr().out)
     for method in METHODS:
-        assert 0 <= figures[f"curve_{method}_10_144_auc"] <= 1
+        assert 0 <= figures[f"curve_{method}_2_144_auc"] <= 1
         path = tmp_path / "run" / "results" / f"curve_{method}_seed0.json"
         (kept,) = json.loads(path.read_text())["points"].values()
-        assert kept["tumor"] == 6
+        assert kept["tumor"] == 1  # of 60
         assert set(kept["p_tumor"]) == (
             {"one"} if method == "ips_paper" else {"one", "features", "probabilities"}
         )
