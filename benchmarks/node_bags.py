@@ -50,10 +50,10 @@ BATCH = 32
 
 @dataclass(frozen=True, slots=True)
 class EncodedPatches:
-    """The patches of a folder, and their features in each turn, float16."""
+    """The patches of a folder, and their features in each turn."""
 
     patches: Sequence[NodePatch]
-    features_TPC: NDArray[np.float16]
+    features_TPC: NDArray[np.float32]
 
     def rows(self) -> dict[str, int]:
         """{name of a patch: its row}"""
@@ -89,9 +89,8 @@ class DrawnBag:
 
     def features(self) -> Tensor:
         """(N, C) float32, a patch a row."""
-        turned_VN = (self.turn_N + np.array(self.views)[:, None]) % TURNS
-        features_VNC = self.held.features_TPC[turned_VN, self.row_N].astype(np.float32)
-        return torch.from_numpy(features_VNC.mean(axis=0))
+        seen = [self.held.features_TPC[(self.turn_N + view) % TURNS, self.row_N] for view in self.views]
+        return torch.from_numpy(seen[0] if len(seen) == 1 else np.mean(seen, axis=0))
 
     def as_features(self) -> FeatureBag:
         """The slide as benchmarks/frozen_bags.py learns from it."""
@@ -125,7 +124,7 @@ class _Source:
 
 
 def encode_patches(folder: Path, out: Path, encoder: Mapping[str, str], *, side_px: int) -> EncodedPatches:
-    """Encode every patch of a folder in each turn, and keep the features in ``out``, a file for each turn.
+    """Encode every patch of a folder in each turn, and keep the features in ``out``, a float16 file for each turn.
 
     Files that are there are used: ``out`` belongs to this folder and this encoder.
     """
@@ -135,7 +134,8 @@ def encode_patches(folder: Path, out: Path, encoder: Mapping[str, str], *, side_
         if not path.exists():
             print(f"encoding {len(patches)} patches, turn {turn} …", file=sys.stderr, flush=True)
             _encode(folder, patches, turn, path, encoder, side_px=side_px)
-    return EncodedPatches(patches, np.stack([np.load(path, allow_pickle=False) for path in paths]))
+    features = [np.load(path, allow_pickle=False).astype(np.float32) for path in paths]
+    return EncodedPatches(patches, np.stack(features))
 
 
 @torch.no_grad()

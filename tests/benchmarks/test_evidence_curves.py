@@ -31,7 +31,7 @@ def held() -> EncodedPatches:
         for row in range(240)
     ]
     turns_TP, rows_TP = np.mgrid[:TURNS, : len(patches)]
-    return EncodedPatches(patches, np.stack([rows_TP, turns_TP], axis=2).astype(np.float16))
+    return EncodedPatches(patches, np.stack([rows_TP, turns_TP], axis=2).astype(np.float32))
 
 
 def labels_of(bag: DrawnBag) -> list[str]:
@@ -186,7 +186,7 @@ def test_every_method_runs_once_and_is_drawn(
 
     def encoded(_folder: Path, _out: Path, *_: Any, **__: Any) -> EncodedPatches:
         patches = [replace(patch, tissue_share=1.0) for patch in read_patches(folder)]
-        return EncodedPatches(patches, rng.normal(size=(TURNS, len(patches), 16)).astype(np.float16))
+        return EncodedPatches(patches, rng.normal(size=(TURNS, len(patches), 16)).astype(np.float32))
 
     monkeypatch.setattr("benchmarks.evidence_curves.encode_patches", encoded)
     options = ("--nodes", folder, "--out", tmp_path / "run", "--seeds", 0, "--quick", "--json")
