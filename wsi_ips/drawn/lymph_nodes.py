@@ -338,7 +338,8 @@ def draw_patches(
 ) -> list[tuple[NodePatch, int]]:
     """Draw ``count`` patches with their symmetries from ``own`` of the patches (more if these are too few).
 
-    ``count`` is at most ``SYMMETRIES`` times the number of patches. Every patch is used once before any is used again, and then in another symmetry.
+    ``count`` is at most ``SYMMETRIES`` times the number of patches. Every patch is used once before any is used
+    again, and then in another symmetry.
     """
     if not count:
         return []
