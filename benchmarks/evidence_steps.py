@@ -283,18 +283,26 @@ def _feature_bags(data: EvidenceData, bags: Sequence[EncodedBag]) -> list[Featur
 def ips_frozen(step: Step) -> Said:
     """The project's own selection and head on frozen features, with its defaults but for the settings; one
     start."""
-    config = head_start_config(step.data.finetune(head_start={"epochs": 40}), width=FEATURES)
-    settings = step.settings
-    changes = {"training": config.training.model_copy(update=step.training(settings["training"]))}
-    if "attention" in settings:
-        encoder = config.model.encoder.model_copy(update={"project": settings["project"]})
-        attention = AttentionConfig.model_validate(settings["attention"])
-        changes["model"] = config.model.model_copy(update={"attention": attention, "encoder": encoder})
-    config = config.model_copy(update=changes)
+    base, settings = step.data.finetune(head_start={"epochs": 40}), step.settings
+    config = frozen_config(base, settings, step.training(settings["training"]), width=FEATURES)
     bags = step.data.encoded_bags()
     report = train_bags(bags["train"], bags["val"], config, step.out, device=CPU)
     net, _ = load_checkpoint(report.checkpoint)
     return _read(step, net, config, bags["test"], history=report.history)
+
+
+def frozen_config(
+    config: FinetuneConfig, settings: Mapping[str, Any], training: Mapping[str, Any], *, width: int
+) -> FinetuneConfig:
+    """The head start of ``config`` as a training of its own, on features of this width, with a method's settings
+    over it."""
+    config = head_start_config(config, width=width)
+    changes: dict[str, Any] = {"training": config.training.model_copy(update=dict(training))}
+    if "attention" in settings:
+        encoder = config.model.encoder.model_copy(update={"project": settings["project"]})
+        attention = AttentionConfig.model_validate(settings["attention"])
+        changes["model"] = config.model.model_copy(update={"attention": attention, "encoder": encoder})
+    return config.model_copy(update=changes)
 
 
 def _read(

@@ -47,7 +47,8 @@ def on_images(method: str, settings: Mapping[str, Any], folder: Path) -> dict[st
     mnist = dict(settings["mnist"])
     data = MegapixelMnistConfig.model_validate(mnist.pop("data"))
     config = FinetuneConfig.model_validate({**mnist, "selection": settings["mnist_selection"][method]})
-    splits = image_splits(data, folder.parent / "mnist_data", tasks=config.model.tasks, tiling=config.tiling)
+    drawn = Path(settings["drawn"])
+    splits = image_splits(data, drawn, tasks=config.model.tasks, tiling=config.tiling)
     counts = {name: len(bags) for name, bags in splits.items()}
     size = {"side_px": data.side_px, "noise": data.noise, "patch_px": config.tiling.patch_px, **counts}
     size |= {

@@ -1,9 +1,19 @@
 import numpy as np
 import pytest
+import shapely
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi_ips.nuclei.scores import Matches, best_threshold, box_ious, match_boxes, summed
+from wsi_ips.nuclei.data import OutlinedImage
+from wsi_ips.nuclei.scores import (
+    Matches,
+    best_threshold,
+    box_ious,
+    match_boxes,
+    match_outlines,
+    outlines_of,
+    summed,
+)
 
 
 def boxes(*rows: tuple[float, float, float, float]) -> np.ndarray:
@@ -57,3 +67,45 @@ def test_hits_false_and_missed_add_up(predicted: int, true: int, seed: int) -> N
     found = match_boxes(every[:predicted], every[predicted:], rule="iou", limit=0.3)
     assert (found.hits + found.false, found.hits + found.missed) == (predicted, true)
     assert found.hits <= min(predicted, true)
+
+
+def polygons(*rings: list[tuple[float, float]]) -> np.ndarray:
+    return np.array([shapely.Polygon(ring) for ring in rings], object)
+
+
+def square(left: float, top: float, side: float = 10) -> list[tuple[float, float]]:
+    return [(left, top), (left + side, top), (left + side, top + side), (left, top + side)]
+
+
+def test_outlines_are_matched_by_what_they_share_and_not_by_their_boxes() -> None:
+    triangle = [(0.0, 0.0), (10.0, 0.0), (0.0, 10.0)]
+    other_half = [(10.0, 10.0), (10.0, 0.0), (0.0, 10.0)]
+    assert match_outlines(polygons(triangle), polygons(other_half), limit=0.5)[0] == Matches(0, 1, 1)
+    matches, iou = match_outlines(polygons(triangle, square(50, 50)), polygons(square(0, 0)), limit=0.5)
+    assert (matches, iou) == (Matches(1, 1, 0), pytest.approx(0.5))
+    # 10 x 10 against 8 x 10 within it, and one that is the same.
+    inner = [(0.0, 0.0), (8.0, 0.0), (8.0, 10.0), (0.0, 10.0)]
+    matches, iou = match_outlines(
+        polygons(inner, square(20, 0)), polygons(square(20, 0), square(0, 0)), limit=0.5
+    )
+    assert (matches, iou) == (Matches(2, 0, 0), pytest.approx((0.8 + 1) / 2))
+
+
+def test_no_outlines_match_nothing() -> None:
+    none = np.array([], object)
+    for predicted, true, wanted in (
+        (none, none, Matches(0, 0, 0)),
+        (none, polygons(square(0, 0)), Matches(0, 0, 1)),
+    ):
+        matches, iou = match_outlines(predicted, true, limit=0.5)
+        assert matches == wanted
+        assert np.isnan(iou)
+
+
+def test_outlines_that_are_there_end_at_the_image_and_may_cross_themselves() -> None:
+    crossed = np.array([(0, 0), (10, 10), (10, 0), (0, 10)], float)
+    outlines = (np.array(square(-5, 2)), crossed, np.array(square(50, 50)))
+    image = OutlinedImage("drawn", np.zeros((40, 40, 3), np.uint8), outlines)
+    half, bow = outlines_of(image)
+    assert half.area == pytest.approx(50)
+    assert (bow.is_valid, bow.area) == (True, pytest.approx(50))

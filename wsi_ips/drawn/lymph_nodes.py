@@ -305,7 +305,7 @@ def _filled(
                 f"{len(of_class)}, each used {SYMMETRIES} times at most; lower patches, or add source groups"
             )
         own = math.ceil(OWN_NORMAL * len(of_class)) if label == NORMAL else OWN_METASTASES
-        drawn[label] = iter(_draw(of_class, count, own, rng))
+        drawn[label] = iter(draw_patches(of_class, count, own, rng))
     cells = []
     for row, column in np.argwhere(layout.tissue_RC).tolist():
         tumor = bool(layout.lesion_RC[row, column])
@@ -333,12 +333,13 @@ def _lesion_cells(tissue: int, share: tuple[float, float], rng: np.random.Genera
     return min(max(drawn, least), most) if least <= most else drawn
 
 
-def _draw(
+def draw_patches(
     patches: Sequence[NodePatch], count: int, own: int, rng: np.random.Generator
 ) -> list[tuple[NodePatch, int]]:
-    """Draw ``count`` patches with their symmetries from ``own`` patches (more if these are too few).
+    """Draw ``count`` patches with their symmetries from ``own`` of the patches (more if these are too few).
 
-    Every patch is used once before any is used again, and then in another symmetry.
+    ``count`` is at most ``SYMMETRIES`` times the number of patches. Every patch is used once before any is used
+    again, and then in another symmetry.
     """
     if not count:
         return []

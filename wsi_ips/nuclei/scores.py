@@ -1,5 +1,7 @@
 """How well detections match the objects that are there: :func:`match_boxes`, :func:`score_found`.
 
+The outlines of detectors with masks are matched by :func:`match_outlines`.
+
 A score threshold is chosen on other images than those that are scored.
 
 Shape suffixes: P predicted, T true.
@@ -11,12 +13,15 @@ from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
+import shapely
+import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from torch import nn
 
 from wsi_ips.nuclei.data import OutlinedImage
+from wsi_ips.nuclei.detect import mask_polygons
 from wsi_ips.nuclei.models import LOWEST_SCORE, set_score_threshold
 from wsi_ips.nuclei.training import detect_in_image
 
@@ -25,6 +30,9 @@ Rule = Literal["iou", "distance"]
 
 Boxes = NDArray[np.float32]
 """(n, 4): left, top, right, bottom."""
+
+Outlines = NDArray[np.object_]
+"""(n,) polygons of shapely, in pixels."""
 
 Found = tuple[Boxes, NDArray[np.float32]]
 """Boxes and their scores, (n,) float32."""
@@ -119,6 +127,56 @@ def match_boxes(predicted_P4: Boxes, true_T4: Boxes, *, rule: Rule, limit: float
     A pair has an IoU of at least ``limit``, or its centres are at most ``limit`` pixels apart, as ``rule`` says.
     """
     return _matched(_close(predicted_P4, true_T4, rule=rule, limit=limit))
+
+
+@torch.no_grad()
+def outlines_in_images(
+    detector: nn.Module, images: Sequence[OutlinedImage], *, threshold: float
+) -> list[Outlines]:
+    """The outlines that a detector with masks finds in each image, of objects with this score or more.
+
+    The detector is left in eval mode with that threshold. Raises ``KeyError`` for a detector without masks.
+    """
+    detector.eval()
+    set_score_threshold(detector, threshold)
+    device, outlines = next(detector.parameters()).device, []
+    for image in images:
+        pixels = torch.from_numpy(image.rgb_HWC.copy()).to(device).permute(2, 0, 1).float() / 255
+        (found,) = detector([pixels])
+        outlines.append(mask_polygons(found["box_masks"], found["boxes"]))
+    return outlines
+
+
+def outlines_of(image: OutlinedImage) -> Outlines:
+    """The outlines that are there, cut at the image's edge. One that crosses itself is made valid."""
+    height, width = image.rgb_HWC.shape[:2]
+    rings = np.array([shapely.Polygon(outline) for outline in image.outlines], object)
+    inside = shapely.intersection(shapely.make_valid(rings), shapely.box(0, 0, width, height))
+    return np.asarray(inside[shapely.area(inside) > 0], object)
+
+
+def match_outlines(predicted_P: Outlines, true_T: Outlines, *, limit: float) -> tuple[Matches, float]:
+    """Pair predicted with true outlines one to one, as many as possible, each pair with an IoU of at least
+    ``limit``; and the mean IoU of the pairs, NaN without any.
+
+    From an IoU of more than 0.5 on, an outline has one partner at most where the true ones do not overlap, so that
+    the pairs are the only ones possible. Panoptic quality (Kirillov et al. 2019) is then the F1 times the mean
+    IoU.
+    """
+    iou_PT = np.zeros((len(predicted_P), len(true_T)))
+    # Outlines by networks are simple; those by people may touch themselves.
+    predicted, true = shapely.STRtree(true_T).query(predicted_P, predicate="intersects")
+    shared = shapely.area(shapely.intersection(predicted_P[predicted], true_T[true]))
+    iou_PT[predicted, true] = shared / (
+        shapely.area(predicted_P[predicted]) + shapely.area(true_T[true]) - shared
+    )
+    close_PT = iou_PT >= limit
+    matches = _matched(close_PT)
+    if not matches.hits:
+        return matches, float("nan")
+    partner_P = maximum_bipartite_matching(csr_array(close_PT), perm_type="column")
+    paired = partner_P >= 0
+    return matches, float(iou_PT[np.flatnonzero(paired), partner_P[paired]].mean())
 
 
 def _close(predicted_P4: Boxes, true_T4: Boxes, *, rule: Rule, limit: float) -> NDArray[np.bool_]:

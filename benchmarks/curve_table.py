@@ -1,0 +1,176 @@
+"""What benchmarks/evidence_curves.py runs, and its figures, tables and plot.
+
+Shape suffixes: S slides.
+"""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.evidence_settings import QUICK_EPOCHS, selection, settings_of
+from benchmarks.evidence_table import LEARNED
+
+METHODS = {"ips_paper": "IPS as in the paper", "ips": "IPS", "abmil": "attention MIL"}
+COUNTS = {"patches": 300, "val": 12, "test": 192}
+"""Validation slides are only watched: every method keeps its last epoch."""
+QUICK_COUNTS = {"patches": 60, "train": 8, "val": 4, "test": 16}
+MIDDLE_SHARE, MIDDLE_SLIDES = 2.0, 144
+SHARES = (10.0, 5.0, MIDDLE_SHARE, 1.0, 1 / 3)
+"""Per cent of a positive slide's patches that hold metastasis: 30, 15, 6, 3 and 1 of 300."""
+SLIDES = (36, 72, MIDDLE_SLIDES, 288)
+POINTS = {
+    "share": [(round(share, 3), MIDDLE_SLIDES) for share in SHARES],
+    "slides": [(MIDDLE_SHARE, slides) for slides in SLIDES],
+}
+"""{curve: [(share in per cent, training slides)]}"""
+VIEWS = {"features": "features averaged", "probabilities": "probabilities averaged"}
+MICRO = (1.0, 5.0)
+"""Shares, from and to, that count as micrometastases."""
+Found = Mapping[str, Mapping[int, Mapping[tuple[float, int], Mapping[str, Any]]]]
+"""{method: {seed: {(share, slides): what was found}}}"""
+
+
+def asked(method: str, *, quick: bool) -> dict[str, Any]:
+    """All that decides a point's result, but for its seed, share and slides."""
+    settings = {"counts": QUICK_COUNTS if quick else COUNTS, method: settings_of(method)}
+    settings |= {"epochs": QUICK_EPOCHS} if quick else {}
+    return settings if method == "abmil" else {**settings, "selection": selection("nodes", quick=quick)}
+
+
+def read_curves(folder: Path, *, quick: bool) -> Found:
+    """All points that were found with the settings of today."""
+    found: dict[str, dict[int, dict[tuple[float, int], Any]]] = {}
+    for method in METHODS:
+        for path in sorted(folder.glob(f"curve_{method}_seed*.json")):
+            held = json.loads(path.read_text())
+            if held["asked"] == asked(method, quick=quick):
+                points = {(point["share"], point["slides"]): point for point in held["points"].values()}
+                found.setdefault(method, {})[held["seed"]] = points
+    return found
+
+
+def at(found: Found, method: str, point: tuple[float, int]) -> dict[int, Mapping[str, Any]]:
+    """{seed: what was found} of a method at a point."""
+    return {seed: points[point] for seed, points in found.get(method, {}).items() if point in points}
+
+
+def figures_of(found: Found) -> dict[str, Any]:
+    """{key: value} of every point: mean and worst AUC, how many seeds, how many of them learned; and what views at
+    prediction bring."""
+    figures: dict[str, Any] = {}
+    for share, slides in dict.fromkeys(point for points in POINTS.values() for point in points):
+        for method in METHODS:
+            aucs = [run["auc"] for run in at(found, method, (share, slides)).values()]
+            if aucs:
+                key = f"curve_{method}_{share:g}_{slides}"
+                figures |= {f"{key}_auc": statistics.fmean(aucs), f"{key}_worst": min(aucs)}
+                figures |= {f"{key}_seeds": len(aucs), f"{key}_learned": sum(auc > LEARNED for auc in aucs)}
+    return figures | gains_of_views(found)
+
+
+def gains_of_views(found: Found) -> dict[str, float]:
+    """What it adds to the AUC to average over four turns at prediction: mean over the seeds and the points with
+    micrometastases and as many training slides as evidence.py has, and its interval, paired over test slides."""
+    figures: dict[str, float] = {}
+    points = [point for point in POINTS["share"] if MICRO[0] <= point[0] <= MICRO[1]]
+    for method in METHODS:
+        every = [run for point in points for run in at(found, method, point).values()]
+        for name in VIEWS:
+            runs = [run for run in every if name in run["views_auc"]]
+            if not runs:
+                continue
+            from benchmarks.paired_gain import gain_interval  # imports torch
+
+            low, high = gain_interval([(_as_run(run, name), _as_run(run, "one")) for run in runs])
+            gain = statistics.fmean(run["views_auc"][name] - run["auc"] for run in runs)
+            key = f"views_{method}_{name}"
+            figures |= {f"{key}_gain": gain, f"{key}_low": low, f"{key}_high": high, f"{key}_runs": len(runs)}
+    return figures
+
+
+def _as_run(point: Mapping[str, Any], view: str) -> dict[str, Any]:
+    """What a training said of the test slides in this view, as gain_interval takes it."""
+    return {"probabilities": [[1 - p, p] for p in point["p_tumor"][view]], "target": point["target"]}
+
+
+def markdown(found: Found) -> str:
+    """A table for each curve, and one of views at prediction."""
+    titles = {"share": "lesion, share of the patches", "slides": "training slides"}
+    parts = []
+    for curve, points in POINTS.items():
+        lines = [
+            f"| {titles[curve]} | " + " | ".join(METHODS.values()) + " |",
+            "|---" * (1 + len(METHODS)) + "|",
+        ]
+        for point in points:
+            cells = [_cell([run["auc"] for run in at(found, method, point).values()]) for method in METHODS]
+            if any(cells):
+                first = f"{point[0]:.2g} %" if curve == "share" else f"{point[1]}"
+                lines.append("| " + " | ".join([first, *cells]) + " |")
+        parts.append("\n".join(lines))
+    parts.append(_views_table(found))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _cell(aucs: Sequence[float]) -> str:
+    """Mean, worst, and how many learned."""
+    if not aucs:
+        return ""
+    learned = sum(auc > LEARNED for auc in aucs)
+    return f"{statistics.fmean(aucs):.3f} (worst {min(aucs):.3f}, {learned} of {len(aucs)})"
+
+
+def _views_table(found: Found) -> str:
+    gains = gains_of_views(found)
+    lines = ["| four turns at prediction | AUC gained (95 %) | trainings |", "|---|---|---|"]
+    for method, title in METHODS.items():
+        for name, how in VIEWS.items():
+            key = f"views_{method}_{name}"
+            if f"{key}_gain" in gains:
+                gain, low, high = (gains[f"{key}_{end}"] for end in ("gain", "low", "high"))
+                lines.append(
+                    f"| {title}, {how} | {gain:+.3f} ({low:+.3f} to {high:+.3f}) | {gains[f'{key}_runs']:.0f} |"
+                )
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def draw(found: Found, path: Path) -> None:
+    """Draw both curves: means as lines, seeds as dots."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from wsi_ips.evaluation.plots import COLOURS, DPI, GREY
+    from wsi_ips.storage.files import whole_file
+
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    words = {
+        "share": f"lesion, % of a positive slide's patches ({MIDDLE_SLIDES} training slides)",
+        "slides": f"training slides (lesion {MIDDLE_SHARE:g} %)",
+    }
+    for place, (curve, points) in enumerate(POINTS.items()):
+        axes = figure.add_subplot(1, 2, place + 1)
+        for colour, marker, (method, title) in zip(COLOURS, "sod", METHODS.items(), strict=False):
+            seen = {
+                point[place]: [run["auc"] for run in at(found, method, point).values()] for point in points
+            }
+            seen = {x: aucs for x, aucs in sorted(seen.items()) if aucs}
+            axes.plot(list(seen), [statistics.fmean(a) for a in seen.values()], color=colour, label=title)
+            for x, aucs in seen.items():
+                axes.plot([x] * len(aucs), aucs, marker, color=colour, markersize=4, alpha=0.6)
+        axes.axhline(0.5, color=GREY, linestyle=":", linewidth=1)
+        axes.set_xscale("log")
+        ticks = sorted(point[place] for point in points)
+        axes.set_xticks(
+            ticks, [f"{tick:.2g}" if curve == "share" else f"{tick}" for tick in ticks], minor=False
+        )
+        axes.set_xticks([], minor=True)
+        axes.set_xlabel(words[curve])
+        axes.set_ylabel("slide AUC, 192 test slides")
+        axes.set_ylim(0.35, 1.02)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(frameon=False, loc="lower right")
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png", dpi=DPI)
