@@ -72,7 +72,5 @@ def overlay(job: OverlayJob, progress: Progress) -> Outcome:
         with open_its_slide() as slide:
             write_overlay(path, slide, result, job.heat)
 
-    pictures = Writing(
-        "overlay", ".png", job.run / "overlays", DEFAULT_HEAT, doing="Drawing", done="overlay"
-    )
+    pictures = Writing("overlay", ".png", job.run / "overlays", DEFAULT_HEAT, doing="Drawing", done="overlay")
     return of_every_result(job, progress, pictures, draw)
