@@ -145,6 +145,10 @@ def test_evaluate_counts_patients(console: Console, trained: tuple[Path, Path, P
     rows = table(run / "evaluation" / "slides.csv")
     assert [row["slide_id"] for row in rows] == [f"c{n:02}_0;c{n:02}_1" for n in (3, 7, 11, 15)]
     assert [row["slides"] for row in table(run / "evaluation" / "cases.csv")] == ["2"] * 4
+    console("report", run)  # the slides themselves are not there to be drawn
+    html = (run / "report.html").read_text()
+    assert "other predictions" not in html
+    assert "4 of 4 cases of split" in html
     # A calibration knows the slides of its cases, so that none of them is judged by it.
     calibration = tmp_path / "c.json"
     said = console("calibrate", run, manifest, "--split", "test", "--out", calibration, "--risk", "0.4")

@@ -31,6 +31,9 @@ def test_each_slide_s_result_names_its_fold_s_checkpoint(
         assert [row["slide_id"] for row in csv.DictReader(file)] == [
             slide_id for number in "01" for slide_id, fold in fold_of.items() if fold == number
         ]
+    said = console("evaluate", held_out, small_data.manifest, "--split", "train+val", "--faithfulness")
+    assert said.code == 2
+    assert "the models of several folds predicted" in said.complaint
     # What a second start finds is not done again; what is missing is.
     times = {slide_id: path.stat().st_mtime_ns for slide_id, path in stored.items()}
     gone = next(iter(stored))

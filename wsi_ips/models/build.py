@@ -272,5 +272,5 @@ def _check_scores(aggregator: Aggregator, config: ModelConfig, selection: Select
     raise ConfigError(
         f"model.aggregator: {name} has no score for a single patch, so selection.selector: {selection.selector} "
         "cannot rank patches by it; set selection.selector=all, which reads every patch (best with encoder.name: "
-        "features), or take an aggregator that scores patches, such as direct, abmil or abmilx"
+        "features), or random, or take an aggregator that scores patches, such as direct, abmil or abmilx"
     )

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ResultsError, harmless, one_line
+from wsi_ips.inference.case_answers import JOINER
 from wsi_ips.inference.predictions import PredictionRow, read_predictions
 from wsi_ips.inference.results import Probabilities
 from wsi_ips.inference.run_folder import RunFolder
@@ -369,6 +370,7 @@ class SlideCounts(_Part):
     """How many slides were scored, and what became of the others."""
 
     in_split: int
+    bag: Literal["slide", "case"] = "slide"
     scored: int
     cases: int
     failed: dict[str, str] = {}
@@ -457,12 +459,14 @@ def _judged(path: Path, run: StoredRun) -> dict[str, dict[str, Judged]]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file, strict=True):
-                slide_id, task = row["slide_id"], row["task"]
-                if row["status"] == "ok":
-                    outputs = (predicted.get(slide_id) or {}).get(task, {})
-                    _check_same(path, slide_id, row["probability"] or row["predicted"], outputs)
-                correct = {"1": True, "0": False}.get(row["correct"])
-                found.setdefault(slide_id, {})[task] = Judged(row["label"], correct)
+                task, correct = row["task"], {"1": True, "0": False}.get(row["correct"])
+                named = row["slide_id"]
+                # Where all slides of a case were read as one bag, a row is a case.
+                for slide_id in [named] if named in predicted else named.split(JOINER):
+                    if row["status"] == "ok":
+                        outputs = (predicted.get(slide_id) or {}).get(task, {})
+                        _check_same(path, slide_id, row["probability"] or row["predicted"], outputs)
+                    found.setdefault(slide_id, {})[task] = Judged(row["label"], correct)
     except (csv.Error, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise ResultsError(
             path, f"is no table of scored slides ({one_line(error)})", EVALUATION_FIX

@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from wsi_ips.config import AgainstCollapseConfig, ModelConfig, TaskConfig
+from wsi_ips.config.survival import SurvivalConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.aggregators.base import Aggregator
 from wsi_ips.models.aggregators.registry import AGGREGATORS, aggregator_kind, aggregator_options
@@ -128,6 +129,14 @@ def test_the_instance_loss_copes_with_few_patches_missing_labels_and_padding(nam
 def test_tasks_that_cannot_be_learned_are_refused(name: str, activation: str) -> None:
     task = TaskConfig(name="age", classes=("years",), activation=activation)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=f"{name} cannot learn task age"):
+        aggregator_kind(name).build(aggregator_options(name, {}), DIM, [task])
+
+
+@pytest.mark.parametrize("name", ["clam_sb", "clam_mb", "dsmil"])
+def test_survival_is_refused_by_its_name(name: str) -> None:
+    its = SurvivalConfig(time="months", event="died", at=(6.0,))
+    task = TaskConfig(name="death", kind="survival", survival=its)
+    with pytest.raises(ConfigError, match=rf"{name} cannot learn task death \(survival\)"):
         aggregator_kind(name).build(aggregator_options(name, {}), DIM, [task])
 
 

@@ -253,8 +253,8 @@ def delong_of(ours: Units, theirs: Units) -> DelongTest | None:
     if one is None or other is None:
         return None
     if why := too_few(one.case, rarest=int(np.bincount(one.label, minlength=2).min())):
-        aucs = (auc_or_nan(each.probability, each.positive) for each in (one, other))
-        return DelongTest.not_stated(*aucs, why)
+        auc, auc_of_other = (auc_or_nan(each.probability, each.positive) for each in (one, other))
+        return DelongTest.not_stated(auc, auc_of_other, why)
     return delong_test(one.probability, other.probability, one.positive)
 
 

@@ -187,8 +187,9 @@ def refuse_tasks(name: str, tasks: Sequence[TaskConfig], *, allowed: Sequence[st
     """Raise :class:`ConfigError` for a task with another activation."""
     for task in tasks:
         if task.activation not in allowed:
+            what = task.activation if task.kind == "label" else task.kind
             raise ConfigError(
-                f"model.aggregator: {name} cannot learn task {task.name} ({task.activation}): {reason}; take "
+                f"model.aggregator: {name} cannot learn task {task.name} ({what}): {reason}; take "
                 "abmil, which learns any task"
             )
 
