@@ -1,4 +1,4 @@
-"""Tables that people and spreadsheets wrote: what would put a value, or a patient, in the wrong place is an error."""
+"""Tables of people and spreadsheets: what would put a value, or a patient, in the wrong place is an error."""
 
 from pathlib import Path
 from unicodedata import normalize
@@ -74,5 +74,5 @@ def test_a_comma_that_is_not_in_quotes(tmp_path: Path) -> None:
 def test_blanks_around_a_case_make_no_other_patient(tmp_path: Path) -> None:
     table = written(tmp_path, "slide_id,case_id\na,p1\nb , p1\n")
     assert read_case_table(table, ["a", "b"]) == {"a": "p1", "b": "p1"}
-    with pytest.raises(ManifestError, match="line 3: case_id is empty"):
+    with pytest.raises(ManifestError, match="does not give the case of slide b"):
         read_case_table(written(tmp_path, "slide_id,case_id\na,p1\nb\n"), ["a", "b"])
