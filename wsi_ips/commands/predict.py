@@ -579,6 +579,6 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
 def _unplaced(number: int) -> str:
     files = count(number, "file does", "files do")
     return (
-        f"{files} not say how large their patches are (CLAM's never do), or in which pixels they lie (STAMP's: give "
-        "the slides as well): their attention is stored with corners only, and cannot be drawn"
+        f"{files} not say how large their patches are (CLAM's never do), or in which pixels they lie (STAMP's: "
+        "give the slides as well): their attention is stored with corners only, and cannot be drawn"
     )
