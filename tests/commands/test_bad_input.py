@@ -14,7 +14,7 @@ from tests.commands.console import Console
 from tests.conftest import SmallData
 from tests.slides.tiff_files import write_pyramid
 from wsi_ips.config import PipelineConfig
-from wsi_ips.errors import SlideReadError, WsiIpsError
+from wsi_ips.errors import SlideReadError, WsiIpsError, count
 from wsi_ips.heatmaps.overlay import write_overlay
 from wsi_ips.inference.results import read_result
 from wsi_ips.models.checkpoint import load_checkpoint, save_checkpoint
@@ -143,7 +143,7 @@ def test_an_overlay_that_cannot_be_drawn_costs_no_label(
     assert f"failed: overlay of a not drawn: {why(error)}" in said.out
     with (out / "predictions.csv").open(newline="") as file:
         table = {row["slide_id"]: row for row in csv.DictReader(file)}
-    assert f"{len(table)} of {len(table)} slides labelled" in said.out
+    assert f"{len(table)} of {count(len(table), 'slide')} labelled" in said.out
     assert table["a"]["status"] == "ok"
     assert table["a"]["pred"] in ("normal", "tumor")
     assert table["a"]["error"] == f"overlay of a not drawn: {why(error)}"

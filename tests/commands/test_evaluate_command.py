@@ -233,12 +233,16 @@ def test_wrong_outlines(console: Console, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     write_asap(outside / "found.xml", [shapely.box(100, 100, 900, 900), shapely.box(9000, 0, 9500, 500)])
     (strangers / "other.xml").write_text("<ASAP_Annotations/>")
+    twice = tmp_path / "twice"
+    for name in ("found", "Found"):
+        write_asap(twice / f"{name}.xml", [shapely.box(100, 100, 900, 900)])
     for folder, problem in (
         (tmp_path / "absent", "no such folder"),
         (empty, "no outlines for any"),
         (strangers, "no outlines for any"),
         (broken, "is not XML"),
         (outside, "outside"),
+        (twice, "holds Found.xml and found.xml, outlines of the same slide"),
     ):
         said = console("evaluate", made.run, made.manifest, *FAST, "--annotations", folder)
         assert said.code == 2

@@ -592,10 +592,13 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
             tables, unplaced = predict_features(paths, predictor, run, **how)
         absent = _write_cases(job, run, tables.rows, case_of, pipeline)
         write_summary(run_of_tables(run, pipeline.model.tasks, tables.rows, tables.slides))
-    files = count(len(unplaced), "file does", "files do")
-    note = (
+    details = [*tables.told, *([_unplaced(len(unplaced))] if unplaced else []), *recorded.table()]
+    return _outcome(tables.rows, job.out, details=details, absent=absent)
+
+
+def _unplaced(number: int) -> str:
+    files = count(number, "file does", "files do")
+    return (
         f"{files} not say how large their patches are (CLAM's never do), or in which pixels they lie (STAMP's: "
         "give the slides as well): their attention is stored with corners only, and cannot be drawn"
     )
-    details = [*tables.told, *([note] if unplaced else []), *recorded.table()]
-    return _outcome(tables.rows, job.out, details=details, absent=absent)

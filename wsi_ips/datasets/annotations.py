@@ -119,6 +119,21 @@ def read_asap(path: Path, *, groups: Mapping[str, Kind] = GROUPS) -> list[Region
     return regions
 
 
+def outlines_in(folder: Path) -> dict[str, Path]:
+    """The files ``<slide_id>.xml`` of a folder by the id in small letters, since older releases of CAMELYON write
+    ``Tumor_001.xml`` for ``tumor_001.tif``.
+
+    Raises :class:`AnnotationError` if the names of two files differ in capitals only: nobody knows which is meant.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() == ".xml" and (first := found.setdefault(path.stem.lower(), path)) != path:
+            raise AnnotationError(
+                folder, f"holds {first.name} and {path.name}, outlines of the same slide", "keep one of them"
+            )
+    return found
+
+
 def lesion_area(path: Path, *, l0_size: Size | None = None) -> MultiPolygon:
     """The area of tumour in a file of outlines, in level-0 pixels: one polygon per connected lesion.
 

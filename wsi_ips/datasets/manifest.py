@@ -22,9 +22,10 @@ from typing import Protocol
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.camelyon import SlideFinder
+from wsi_ips.datasets.look_alikes import first_look_alikes
 from wsi_ips.errors import ConfigError, ManifestError, SlideNotFound
 from wsi_ips.registry import did_you_mean
-from wsi_ips.storage.files import check_table_size, whole_file
+from wsi_ips.storage.files import check_cells, check_header, check_table_size, whole_file
 from wsi_ips.storage.fingerprint import files_fingerprint
 from wsi_ips.storage.location import Location, Url, is_file_name, is_there, locate, shipped
 
@@ -197,6 +198,7 @@ def read_manifest(
                     f"lacks the column {missing[0]}",
                     f"its first line must name {','.join(columns)}{did_you_mean(missing[0], there)}",
                 )
+            check_header(path, rows.fieldnames, columns, ManifestError)
             lines = [(rows.line_num, _record(path, rows.line_num, row, tasks, need_labels)) for row in rows]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ManifestError(path, f"is not a CSV in UTF-8 ({error})", "save it as CSV") from None
@@ -221,6 +223,7 @@ def _mend_missing(path: Path, columns: Sequence[str]) -> str:
 def _record(
     path: Path, line: int, row: Mapping[str, str | None], tasks: Sequence[TaskConfig], need_label: bool
 ) -> SlideRecord:
+    check_cells(path, line, row, ManifestError)
     values = {name: (row.get(name) or "").strip() for name in COLUMNS}
     labels = {column: (row.get(column) or "").strip() for task in tasks for column in task.columns}
     empty = next((name for name in COLUMNS if not values[name]), None)
@@ -334,6 +337,12 @@ def _check_ids_and_cases(path: Path, records: Sequence[SlideRecord]) -> None:
                 f"case {record.case_id!r} lies in {split_of[record.case_id]} and in {record.split}",
                 "put all slides of a case into one split, or results leak",
             )
+    if alike := first_look_alikes(record.case_id for record in records):
+        raise ManifestError(
+            path,
+            f"names the cases {alike[0]!r} and {alike[1]!r}, which look like one patient",
+            "give all slides of a patient the same case_id, or rename one of the patients",
+        )
 
 
 def write_manifest(path: Path, records: Sequence[SlideRecord]) -> None:

@@ -16,11 +16,19 @@ from typing import Literal, Self
 import numpy as np
 
 from wsi_ips.config import TaskConfig
+from wsi_ips.datasets.look_alikes import first_look_alikes
 from wsi_ips.errors import ManifestError, ResultsError, one_line
 from wsi_ips.evaluation.conformal import AnswerSet, Calibration, questions
 from wsi_ips.evaluation.task_scores import Pooling, kind_of, pool_outputs
 from wsi_ips.inference.results import PREDICT_AGAIN, PartOfCase, Probabilities, SlideResult
-from wsi_ips.storage.files import LONGEST_CELL, check_table_size, whole_file, whole_table
+from wsi_ips.storage.files import (
+    LONGEST_CELL,
+    check_cells,
+    check_header,
+    check_table_size,
+    whole_file,
+    whole_table,
+)
 
 BETWEEN = "|"
 """Separates several classes in one cell."""
@@ -199,13 +207,22 @@ def _case_table(path: Path) -> dict[str, str]:
     case_of: dict[str, str] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            for line in csv.DictReader(file, strict=True):
-                case = case_of.setdefault(line["slide_id"], line["case_id"])
-                if case != line["case_id"]:
-                    raise ManifestError(path, f"slide {line['slide_id']} has two cases", "give it one")
+            rows = csv.DictReader(file, strict=True)
+            check_header(path, rows.fieldnames, ("slide_id", "case_id"), ManifestError)
+            for line in rows:
+                check_cells(path, rows.line_num, line, ManifestError)
+                slide_id, case = ((line[name] or "").strip() for name in ("slide_id", "case_id"))
+                if case and case_of.setdefault(slide_id, case) != case:
+                    raise ManifestError(path, f"slide {slide_id} has two cases", "give it one")
     except (csv.Error, UnicodeDecodeError, KeyError) as error:
         why = f"lacks the column {error}" if isinstance(error, KeyError) else f"is no CSV ({one_line(error)})"
         raise ManifestError(path, why, "it needs the columns slide_id,case_id") from None
+    if alike := first_look_alikes(case_of.values()):
+        raise ManifestError(
+            path,
+            f"names the cases {alike[0]!r} and {alike[1]!r}, which look like one patient",
+            "give all slides of a patient the same case_id, or rename one of the patients",
+        )
     return case_of
 
 

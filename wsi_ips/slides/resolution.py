@@ -14,7 +14,7 @@ from types import MappingProxyType
 from wsi_ips.errors import ConfigError, ManifestError, one_line
 from wsi_ips.registry import did_you_mean
 from wsi_ips.slides.folder import SLIDE_SUFFIXES, slide_id
-from wsi_ips.storage.files import check_table_size
+from wsi_ips.storage.files import check_cells, check_header, check_table_size
 from wsi_ips.units import Mpp
 
 SMALLEST = 0.01
@@ -150,7 +150,9 @@ def read_mpp_table(path: Path) -> dict[str, Mpp]:
             raise ManifestError(
                 path, f"lacks the column {missing[0]}", f"its first line must name wsi,mpp{alike}"
             )
+        check_header(path, rows.fieldnames, ("wsi", "mpp"), ManifestError)
         for row in rows:
+            check_cells(path, rows.line_num, row, ManifestError)
             name, stated = (row["wsi"] or "").strip(), (row["mpp"] or "").strip()
             if not name:
                 raise ManifestError(

@@ -16,11 +16,11 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from wsi_ips.errors import FileError, one_line
@@ -225,6 +225,29 @@ def no_room(error: Exception) -> bool:
 def check_table_size(path: Path, error: type[FileError]) -> None:
     """Raise ``error`` if the CSV at ``path`` is larger than any table of slides, before it is read."""
     check_size(path, error, most=LARGEST_TABLE_BYTES, fix="is it a table of slides?")
+
+
+def check_header(
+    path: Path, names: Sequence[str] | None, wanted: Sequence[str], error: type[FileError]
+) -> None:
+    """Raise ``error`` if the first line of a CSV names one of the ``wanted`` columns twice: nobody knows which of
+    them is meant.
+    """
+    twice = next((name for name in wanted if (names or ()).count(name) > 1), None)
+    if twice is not None:
+        raise error(path, f"has the column {twice} twice", "rename or remove one of them")
+
+
+def check_cells(path: Path, line: int, row: Mapping[Any, Any], error: type[FileError]) -> None:
+    """Raise ``error`` if a row of ``csv.DictReader`` has more cells than the first line names: one of its values
+    holds a comma, and those behind it stand in wrong columns.
+    """
+    if any(cell.strip() for cell in row.get(None) or ()):
+        raise error(
+            path,
+            f"line {line}: has more cells than the first line names",
+            "put values with a comma in quotes",
+        )
 
 
 def check_size(path: Path, error: type[FileError], *, most: int, fix: str) -> None:

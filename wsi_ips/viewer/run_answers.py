@@ -15,7 +15,7 @@ import shapely
 
 from wsi_ips import __version__
 from wsi_ips.config import HeatOptions, TaskConfig
-from wsi_ips.datasets.annotations import lesion_area
+from wsi_ips.datasets.annotations import lesion_area, outlines_in
 from wsi_ips.datasets.manifest import read_manifest
 from wsi_ips.errors import AnnotationError, ConfigError, WsiIpsError
 from wsi_ips.heatmaps.maps import check_finite, outputs_with, task_queries
@@ -101,20 +101,16 @@ class Truth:
 
         ``annotations`` is a folder of ``<slide_id>.xml``; without it, outlines that lie beside the manifest are
         used, if any. Raises :class:`ManifestError` for a manifest that cannot be used, and
-        :class:`AnnotationError` if ``annotations`` is no folder.
+        :class:`AnnotationError` if ``annotations`` is no folder, or holds outlines of a slide twice.
         """
         if annotations is not None and not annotations.is_dir():
             raise AnnotationError(annotations, "no such folder", "name the folder of <slide_id>.xml")
         folders = [annotations] if annotations is not None else []
         if annotations is None and manifest is not None:
             folders = [manifest.parent / name for name in BESIDE_A_MANIFEST]
-        found = {
-            path.stem.lower(): path
-            for folder in folders
-            if folder.is_dir()
-            for path in sorted(folder.iterdir())
-            if path.suffix.lower() == ".xml"
-        }
+        found: dict[str, Path] = {}
+        for folder in folders:
+            found |= outlines_in(folder) if folder.is_dir() else {}
         records = read_manifest(manifest, tasks=tasks, need_slides=False).records if manifest else ()
         return cls(
             labels={

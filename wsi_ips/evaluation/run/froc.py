@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets import annotations as asap
-from wsi_ips.datasets.annotations import Region, check_inside, read_asap
+from wsi_ips.datasets.annotations import Region, check_inside, outlines_in, read_asap
 from wsi_ips.datasets.camelyon import NODE_CLASSES
 from wsi_ips.datasets.irregular import PARTLY_ANNOTATED
 from wsi_ips.datasets.manifest import SlideRecord
@@ -204,10 +204,10 @@ def known_incomplete(record: SlideRecord, task: TaskConfig) -> str:
 
 
 def _outlines(folder: Path, joined: Joined) -> dict[str, Path]:
-    """{slide_id in small letters: file}: older releases of CAMELYON write Tumor_001.xml for tumor_001.tif."""
+    """{slide_id in small letters: file}."""
     if not folder.is_dir():
         raise AnnotationError(folder, "no such folder", "name the folder of <slide_id>.xml")
-    found = {path.stem.lower(): path for path in sorted(folder.iterdir()) if path.suffix.lower() == ".xml"}
+    found = outlines_in(folder)
     if not any(record.slide_id.lower() in found for record, _ in joined.pairs):
         raise AnnotationError(
             folder,
