@@ -16,8 +16,8 @@ METHODS = {"ips_paper": "IPS as in the paper", "ips": "IPS", "abmil": "attention
 COUNTS = {"patches": 300, "val": 12, "test": 192}
 """Validation slides are only watched: every method keeps its last epoch."""
 QUICK_COUNTS = {"patches": 60, "train": 8, "val": 4, "test": 16}
-MIDDLE_SHARE, MIDDLE_SLIDES = 2.0, 144
-SHARES = (10.0, 5.0, MIDDLE_SHARE, 1.0, 1 / 3)
+MIDDLE_SHARE, MIDDLE_SLIDES = 5.0, 144
+SHARES = (10.0, MIDDLE_SHARE, 2.0, 1.0, 1 / 3)
 """Per cent of a positive slide's patches that hold metastasis: 30, 15, 6, 3 and 1 of 300."""
 SLIDES = (36, 72, MIDDLE_SLIDES, 288)
 POINTS = {

@@ -113,7 +113,7 @@ def test_patches_are_encoded_turned_and_once(tmp_path: Path, monkeypatch: pytest
     assert np.array_equal(again.features_TPC, held.features_TPC)
 
 
-def point(auc: float, *, share: float = 2.0, slides: int = 144, **more: Any) -> dict[str, Any]:
+def point(auc: float, *, share: float = 5.0, slides: int = 144, **more: Any) -> dict[str, Any]:
     wrong, right = [0.5] * 12, [0.1] * 6 + [0.9] * 6
     return {
         **{"share": share, "slides": slides, "tumor": 6, "auc": auc, "views_auc": {}, "commit": "abc"},
@@ -139,7 +139,7 @@ def test_figures_are_over_seeds_and_views_are_paired(tmp_path: Path) -> None:
     figures = figures_of(found)
     assert (figures["curve_ips_10_144_auc"], figures["curve_ips_10_144_worst"]) == (pytest.approx(0.8), 0.7)
     assert (figures["curve_ips_10_144_seeds"], figures["curve_ips_10_144_learned"]) == (2, 1)
-    assert figures["curve_ips_2_36_auc"] == 0.8
+    assert figures["curve_ips_5_36_auc"] == 0.8
     assert [figures[f"views_ips_features_{end}"] for end in ("gain", "low", "high", "runs")] == [
         0.5,
         0.5,
@@ -176,6 +176,13 @@ def test_committed_curves_are_those_of_today_s_settings() -> None:
 
 
 @pytest.mark.slow
+def test_the_page_shows_the_committed_points() -> None:
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    shown = page.partition("<!-- evidence_curves.py --table -->\n")[2].partition("\n<!-- end -->")[0]
+    assert shown == markdown(read_curves(ROOT / "benchmarks" / "results", quick=False))
+
+
+@pytest.mark.slow
 def test_every_method_runs_once_and_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,10 +201,10 @@ def test_every_method_runs_once_and_is_drawn(
     evidence_curves.main()
     figures = json.loads(capsys.readouterr().out)
     for method in METHODS:
-        assert 0 <= figures[f"curve_{method}_2_144_auc"] <= 1
+        assert 0 <= figures[f"curve_{method}_5_144_auc"] <= 1
         path = tmp_path / "run" / "results" / f"curve_{method}_seed0.json"
         (kept,) = json.loads(path.read_text())["points"].values()
-        assert kept["tumor"] == 1  # of 60
+        assert kept["tumor"] == 3  # of 60
         assert set(kept["p_tumor"]) == (
             {"one"} if method == "ips_paper" else {"one", "features", "probabilities"}
         )
