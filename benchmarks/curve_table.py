@@ -12,7 +12,13 @@ from typing import Any
 from benchmarks.evidence_settings import QUICK_EPOCHS, selection, settings_of
 from benchmarks.evidence_table import LEARNED
 
-METHODS = {"ips_paper": "IPS as in the paper", "ips": "IPS", "abmil": "attention MIL"}
+METHODS = {
+    "ips_paper": "IPS as in the paper",
+    "ips": "IPS",
+    "ips_turns": "IPS, learned from four turns",
+    "abmil": "attention MIL",
+}
+"""ips_turns is ips on bags that show every patch in another turn each time, as the head start of finetune does."""
 COUNTS = {"patches": 300, "val": 12, "test": 192}
 """Validation slides are only watched: every method keeps its last epoch."""
 QUICK_COUNTS = {"patches": 60, "train": 8, "val": 4, "test": 16}
@@ -34,9 +40,14 @@ Found = Mapping[str, Mapping[int, Mapping[tuple[float, int], Mapping[str, Any]]]
 
 def asked(method: str, *, quick: bool) -> dict[str, Any]:
     """All that decides a point's result, but for its seed, share and slides."""
-    settings = {"counts": QUICK_COUNTS if quick else COUNTS, method: settings_of(method)}
+    settings = {"counts": QUICK_COUNTS if quick else COUNTS, method: settings_of(of_evidence(method))}
     settings |= {"epochs": QUICK_EPOCHS} if quick else {}
     return settings if method == "abmil" else {**settings, "selection": selection("nodes", quick=quick)}
+
+
+def of_evidence(method: str) -> str:
+    """The method of evidence.py whose settings it has."""
+    return method.removesuffix("_turns")
 
 
 def read_curves(folder: Path, *, quick: bool) -> Found:
@@ -152,7 +163,7 @@ def draw(found: Found, path: Path) -> None:
     }
     for place, (curve, points) in enumerate(POINTS.items()):
         axes = figure.add_subplot(1, 2, place + 1)
-        for colour, marker, (method, title) in zip(COLOURS, "sod", METHODS.items(), strict=False):
+        for colour, marker, (method, title) in zip(COLOURS, "so^d", METHODS.items(), strict=False):
             seen = {
                 point[place]: [run["auc"] for run in at(found, method, point).values()] for point in points
             }

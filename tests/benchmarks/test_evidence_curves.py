@@ -12,10 +12,11 @@ import torch
 
 from benchmarks import evidence, evidence_curves
 from benchmarks.curve_table import METHODS, POINTS, asked, draw, figures_of, markdown, read_curves
-from benchmarks.node_bags import TURNS, DrawnBag, EncodedPatches, draw_bags, encode_patches
+from benchmarks.node_bags import TURNS, DrawnBag, EncodedPatches, draw_bags, encode_patches, turned_anew
 from tests.drawn.drawn_nodes import SIDE_PX, draw_nodes
 from wsi_ips.config import StreamingConfig
 from wsi_ips.drawn.node_patches import METASTASIS, NORMAL, NodePatch, read_patch, read_patches, turned
+from wsi_ips.training.bags import AugmentedBag
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -86,6 +87,19 @@ def test_a_turned_slide_shows_every_patch_turned_once_more(held: EncodedPatches)
         assert torch.equal(source.read(some).pixels_n3PP, once[some])
 
 
+def test_a_slide_to_learn_from_shows_other_turns_each_time(held: EncodedPatches) -> None:
+    bag = draw_bags(held, counts=COUNTS, patches=40, tumor=3, seed=0)["train"][2]
+    turned = turned_anew(bag)
+    assert isinstance(turned, AugmentedBag)
+    assert not isinstance(bag, AugmentedBag)
+    assert torch.equal(turned.features(), bag.features())
+    first, again, later = (turned.as_seen(key) for key in ("epoch 0", "epoch 0", "epoch 1"))
+    assert torch.equal(first.features(), again.features())
+    assert not np.array_equal(first.turn_N, later.turn_N)
+    assert np.array_equal(first.row_N, bag.row_N)
+    assert set(first.turn_N.tolist()) == set(range(TURNS))
+
+
 def test_patches_are_encoded_turned_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[np.ndarray] = []
 
@@ -148,8 +162,8 @@ def test_figures_are_over_seeds_and_views_are_paired(tmp_path: Path) -> None:
     ]
     assert not any(key.startswith("views_abmil") for key in figures)
     table = markdown(found)
-    assert "| 10 % |  | 0.800 (worst 0.700, 1 of 2) |  |" in table
-    assert "| 144 |  | 0.500 (worst 0.500, 0 of 2) | 0.600 (worst 0.600, 0 of 1) |" in table
+    assert "| 10 % |  | 0.800 (worst 0.700, 1 of 2) |  |  |" in table
+    assert "| 144 |  | 0.500 (worst 0.500, 0 of 2) |  | 0.600 (worst 0.600, 0 of 1) |" in table
     assert "| IPS, features averaged | +0.500 (+0.500 to +0.500) | 2 |" in table
 
 
