@@ -37,7 +37,6 @@ class Work:
         overlays: Whether a picture is drawn of each slide.
         half: Whether features are stored as float16.
         networks: How many networks label each slide.
-        views: In how many of its symmetries each patch is encoded.
         folds: How many trainings there are.
         workers: Processes that work on a slide each.
         counts: ``{split: slides}`` where ``slides`` are only a sample of them.
@@ -51,7 +50,6 @@ class Work:
     overlays: bool = False
     half: bool = False
     networks: int = 1
-    views: int = 1
     folds: int = 1
     workers: int = 1
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -175,7 +173,6 @@ def _of_predict(job: Any, *, need_slides: bool) -> Work:
         asked=job.precision,
         overlays=job.overlays,
         networks=1 + len(others),
-        views=job.views,
         workers=job.batch.workers or 1,
     )
 
