@@ -168,6 +168,8 @@ def draw(found: Found, path: Path) -> None:
                 point[place]: [run["auc"] for run in at(found, method, point).values()] for point in points
             }
             seen = {x: aucs for x, aucs in sorted(seen.items()) if aucs}
+            if not seen:
+                continue
             axes.plot(list(seen), [statistics.fmean(a) for a in seen.values()], color=colour, label=title)
             for x, aucs in seen.items():
                 axes.plot([x] * len(aucs), aucs, marker, color=colour, markersize=4, alpha=0.6)
@@ -178,6 +180,7 @@ def draw(found: Found, path: Path) -> None:
             ticks, [f"{tick:.2g}" if curve == "share" else f"{tick}" for tick in ticks], minor=False
         )
         axes.set_xticks([], minor=True)
+        axes.set_xlim(ticks[0] / 1.2, ticks[-1] * 1.2)
         axes.set_xlabel(words[curve])
         axes.set_ylabel("slide AUC, 192 test slides")
         axes.set_ylim(0.35, 1.02)
