@@ -12,12 +12,18 @@ from typing import Any
 from benchmarks.evidence_settings import QUICK_EPOCHS, selection, settings_of
 from benchmarks.evidence_table import LEARNED
 
-METHODS = {"ips_paper": "IPS as in the paper", "ips": "IPS", "abmil": "attention MIL"}
+METHODS = {
+    "ips_paper": "IPS as in the paper",
+    "ips": "IPS",
+    "ips_turns": "IPS, learned from four turns",
+    "abmil": "attention MIL",
+}
+"""ips_turns is ips on bags that show every patch in another turn each time, as the head start of finetune does."""
 COUNTS = {"patches": 300, "val": 12, "test": 192}
 """Validation slides are only watched: every method keeps its last epoch."""
 QUICK_COUNTS = {"patches": 60, "train": 8, "val": 4, "test": 16}
-MIDDLE_SHARE, MIDDLE_SLIDES = 2.0, 144
-SHARES = (10.0, 5.0, MIDDLE_SHARE, 1.0, 1 / 3)
+MIDDLE_SHARE, MIDDLE_SLIDES = 5.0, 144
+SHARES = (10.0, MIDDLE_SHARE, 2.0, 1.0, 1 / 3)
 """Per cent of a positive slide's patches that hold metastasis: 30, 15, 6, 3 and 1 of 300."""
 SLIDES = (36, 72, MIDDLE_SLIDES, 288)
 POINTS = {
@@ -34,9 +40,14 @@ Found = Mapping[str, Mapping[int, Mapping[tuple[float, int], Mapping[str, Any]]]
 
 def asked(method: str, *, quick: bool) -> dict[str, Any]:
     """All that decides a point's result, but for its seed, share and slides."""
-    settings = {"counts": QUICK_COUNTS if quick else COUNTS, method: settings_of(method)}
+    settings = {"counts": QUICK_COUNTS if quick else COUNTS, method: settings_of(of_evidence(method))}
     settings |= {"epochs": QUICK_EPOCHS} if quick else {}
     return settings if method == "abmil" else {**settings, "selection": selection("nodes", quick=quick)}
+
+
+def of_evidence(method: str) -> str:
+    """The method of evidence.py whose settings it has."""
+    return method.removesuffix("_turns")
 
 
 def read_curves(folder: Path, *, quick: bool) -> Found:
@@ -152,11 +163,13 @@ def draw(found: Found, path: Path) -> None:
     }
     for place, (curve, points) in enumerate(POINTS.items()):
         axes = figure.add_subplot(1, 2, place + 1)
-        for colour, marker, (method, title) in zip(COLOURS, "sod", METHODS.items(), strict=False):
+        for colour, marker, (method, title) in zip(COLOURS, "so^d", METHODS.items(), strict=False):
             seen = {
                 point[place]: [run["auc"] for run in at(found, method, point).values()] for point in points
             }
             seen = {x: aucs for x, aucs in sorted(seen.items()) if aucs}
+            if not seen:
+                continue
             axes.plot(list(seen), [statistics.fmean(a) for a in seen.values()], color=colour, label=title)
             for x, aucs in seen.items():
                 axes.plot([x] * len(aucs), aucs, marker, color=colour, markersize=4, alpha=0.6)
@@ -167,6 +180,7 @@ def draw(found: Found, path: Path) -> None:
             ticks, [f"{tick:.2g}" if curve == "share" else f"{tick}" for tick in ticks], minor=False
         )
         axes.set_xticks([], minor=True)
+        axes.set_xlim(ticks[0] / 1.2, ticks[-1] * 1.2)
         axes.set_xlabel(words[curve])
         axes.set_ylabel("slide AUC, 192 test slides")
         axes.set_ylim(0.35, 1.02)

@@ -10,8 +10,9 @@ curve_<method>_seed<N>.json, with its commit, machine and CPU seconds: of the sh
 which are committed; of other folders, and with --quick, below --out. Nothing is run twice. --table prints
 Markdown, --plot draws the curves, both without running anything.
 
-For ips and abmil each point also says what it brings to average over four turns of every patch at prediction:
-their features, or what the network says of the slide in each turn.
+The method ips_turns is ips on slides that show every patch in another turn each time, as the head start of
+finetune does. For all but ips_paper each point also says what it brings to average over four turns of every patch
+at prediction: their features, or what the network says of the slide in each turn.
 
 Shape suffixes: S slides.
 """
@@ -43,12 +44,13 @@ from benchmarks.curve_table import (  # noqa: E402
     POINTS,
     QUICK_COUNTS,
     asked,
+    of_evidence,
 )
 from benchmarks.evidence_data import CPU, EvidenceData  # noqa: E402
 from benchmarks.evidence_settings import ENCODER, FROZEN_MODELS, QUICK_EPOCHS, SHARED, settings_of  # noqa: E402
 from benchmarks.evidence_steps import TRAINING, frozen_config  # noqa: E402
 from benchmarks.frozen_bags import FrozenNet, Learning, train  # noqa: E402
-from benchmarks.node_bags import TURNS, DrawnBag, EncodedPatches, draw_bags, encode_patches  # noqa: E402
+from benchmarks.node_bags import TURNS, DrawnBag, EncodedPatches, draw_bags, encode_patches, turned_anew  # noqa: E402
 from wsi_ips.evaluation.slide_level import roc_auc  # noqa: E402
 from wsi_ips.models.checkpoint import load_checkpoint  # noqa: E402
 from wsi_ips.selection.reading import read_bag  # noqa: E402
@@ -212,12 +214,13 @@ def learn_ips(
     method: str, bags: Mapping[str, Sequence[DrawnBag]], seed: int, out: Path, *, quick: bool
 ) -> Reader:
     """The project's selection and head, by its own training, as evidence.py has it."""
-    settings, data = settings_of(method), EvidenceData("nodes", seed, {}, out, quick=quick)
+    settings, data = settings_of(of_evidence(method)), EvidenceData("nodes", seed, {}, out, quick=quick)
     training = {name: settings["training"][name] for name in TRAINING if name in settings["training"]}
     training |= {"epochs": QUICK_EPOCHS} if quick else {}
     base = data.finetune(head_start={"epochs": 40})
     config = frozen_config(base, settings, training, width=bags["train"][0].features().shape[1])
-    report = train_bags(bags["train"], bags["val"], config, out, device=CPU)
+    train = [turned_anew(bag) for bag in bags["train"]] if method == "ips_turns" else bags["train"]
+    report = train_bags(train, bags["val"], config, out, device=CPU)
     net, _ = load_checkpoint(report.checkpoint)
 
     def reader(bag: DrawnBag) -> float:

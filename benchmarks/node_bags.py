@@ -9,6 +9,7 @@ patch to encode.
 Shape suffixes: T turns, P patches of the folder, N patches of a slide, n some of them, C feature width.
 """
 
+import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -100,6 +101,25 @@ class DrawnBag:
     def open(self, streaming: StreamingConfig, device: torch.device) -> Iterator["_Source"]:
         """All patches as one chunk."""
         yield _Source(self.features().to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class TurnedBag(DrawnBag):
+    """A slide to learn from. It shows every patch in another turn each time, as ``finetune``'s head start does.
+
+    It is a :class:`wsi_ips.training.bags.AugmentedBag`.
+    """
+
+    def as_seen(self, key: str) -> DrawnBag:
+        """The slide with a turn drawn for each of its patches; the same for the same key."""
+        seed = int.from_bytes(hashlib.sha256(f"{key}/turns".encode()).digest()[:8], "little")
+        drawn_N = np.random.default_rng(seed).integers(TURNS, size=len(self))
+        return replace(self, turn_N=(self.turn_N + drawn_N) % TURNS)
+
+
+def turned_anew(bag: DrawnBag) -> TurnedBag:
+    """The same slide, to learn from in turns."""
+    return TurnedBag(bag.bag_id, bag.targets, bag.held, bag.row_N, bag.turn_N)
 
 
 class _Source:

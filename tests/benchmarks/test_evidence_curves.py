@@ -12,10 +12,11 @@ import torch
 
 from benchmarks import evidence, evidence_curves
 from benchmarks.curve_table import METHODS, POINTS, asked, draw, figures_of, markdown, read_curves
-from benchmarks.node_bags import TURNS, DrawnBag, EncodedPatches, draw_bags, encode_patches
+from benchmarks.node_bags import TURNS, DrawnBag, EncodedPatches, draw_bags, encode_patches, turned_anew
 from tests.drawn.drawn_nodes import SIDE_PX, draw_nodes
 from wsi_ips.config import StreamingConfig
 from wsi_ips.drawn.node_patches import METASTASIS, NORMAL, NodePatch, read_patch, read_patches, turned
+from wsi_ips.training.bags import AugmentedBag
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -86,6 +87,19 @@ def test_a_turned_slide_shows_every_patch_turned_once_more(held: EncodedPatches)
         assert torch.equal(source.read(some).pixels_n3PP, once[some])
 
 
+def test_a_slide_to_learn_from_shows_other_turns_each_time(held: EncodedPatches) -> None:
+    bag = draw_bags(held, counts=COUNTS, patches=40, tumor=3, seed=0)["train"][2]
+    turned = turned_anew(bag)
+    assert isinstance(turned, AugmentedBag)
+    assert not isinstance(bag, AugmentedBag)
+    assert torch.equal(turned.features(), bag.features())
+    first, again, later = (turned.as_seen(key) for key in ("epoch 0", "epoch 0", "epoch 1"))
+    assert torch.equal(first.features(), again.features())
+    assert not np.array_equal(first.turn_N, later.turn_N)
+    assert np.array_equal(first.row_N, bag.row_N)
+    assert set(first.turn_N.tolist()) == set(range(TURNS))
+
+
 def test_patches_are_encoded_turned_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[np.ndarray] = []
 
@@ -113,7 +127,7 @@ def test_patches_are_encoded_turned_and_once(tmp_path: Path, monkeypatch: pytest
     assert np.array_equal(again.features_TPC, held.features_TPC)
 
 
-def point(auc: float, *, share: float = 2.0, slides: int = 144, **more: Any) -> dict[str, Any]:
+def point(auc: float, *, share: float = 5.0, slides: int = 144, **more: Any) -> dict[str, Any]:
     wrong, right = [0.5] * 12, [0.1] * 6 + [0.9] * 6
     return {
         **{"share": share, "slides": slides, "tumor": 6, "auc": auc, "views_auc": {}, "commit": "abc"},
@@ -139,7 +153,7 @@ def test_figures_are_over_seeds_and_views_are_paired(tmp_path: Path) -> None:
     figures = figures_of(found)
     assert (figures["curve_ips_10_144_auc"], figures["curve_ips_10_144_worst"]) == (pytest.approx(0.8), 0.7)
     assert (figures["curve_ips_10_144_seeds"], figures["curve_ips_10_144_learned"]) == (2, 1)
-    assert figures["curve_ips_2_36_auc"] == 0.8
+    assert figures["curve_ips_5_36_auc"] == 0.8
     assert [figures[f"views_ips_features_{end}"] for end in ("gain", "low", "high", "runs")] == [
         0.5,
         0.5,
@@ -148,8 +162,8 @@ def test_figures_are_over_seeds_and_views_are_paired(tmp_path: Path) -> None:
     ]
     assert not any(key.startswith("views_abmil") for key in figures)
     table = markdown(found)
-    assert "| 10 % |  | 0.800 (worst 0.700, 1 of 2) |  |" in table
-    assert "| 144 |  | 0.500 (worst 0.500, 0 of 2) | 0.600 (worst 0.600, 0 of 1) |" in table
+    assert "| 10 % |  | 0.800 (worst 0.700, 1 of 2) |  |  |" in table
+    assert "| 144 |  | 0.500 (worst 0.500, 0 of 2) |  | 0.600 (worst 0.600, 0 of 1) |" in table
     assert "| IPS, features averaged | +0.500 (+0.500 to +0.500) | 2 |" in table
 
 
@@ -176,6 +190,13 @@ def test_committed_curves_are_those_of_today_s_settings() -> None:
 
 
 @pytest.mark.slow
+def test_the_page_shows_the_committed_points() -> None:
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    shown = page.partition("<!-- evidence_curves.py --table -->\n")[2].partition("\n<!-- end -->")[0]
+    assert shown == markdown(read_curves(ROOT / "benchmarks" / "results", quick=False))
+
+
+@pytest.mark.slow
 def test_every_method_runs_once_and_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,10 +215,10 @@ def test_every_method_runs_once_and_is_drawn(
     evidence_curves.main()
     figures = json.loads(capsys.readouterr().out)
     for method in METHODS:
-        assert 0 <= figures[f"curve_{method}_2_144_auc"] <= 1
+        assert 0 <= figures[f"curve_{method}_5_144_auc"] <= 1
         path = tmp_path / "run" / "results" / f"curve_{method}_seed0.json"
         (kept,) = json.loads(path.read_text())["points"].values()
-        assert kept["tumor"] == 1  # of 60
+        assert kept["tumor"] == 3  # of 60
         assert set(kept["p_tumor"]) == (
             {"one"} if method == "ips_paper" else {"one", "features", "probabilities"}
         )

@@ -91,25 +91,6 @@ def evaluated(console: Console, made: Made, *flags: str) -> Any:
     return console("evaluate", made.run, made.manifest, "--bootstrap", "50", "--faithfulness", *flags)
 
 
-def test_kept_patches_are_encoded_in_the_views_of_the_run(
-    made: Made, console: Console, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("wsi_ips.evaluation.run.kept_bags.SAME_WITHIN", 1e-5)
-    made.save(ABMIL).predict(console, "--views", "4")
-    said = evaluated(console, made)
-    assert said.code == 0, said.err
-    description = made.run / "run.json"
-    described = json.loads(description.read_text())
-    assert described["config"]["views"] == 4
-    described["config"]["views"] = 1  # of one view, the network says something else of the same patches
-    description.write_text(json.dumps(described))
-    assert "the network now says" in evaluated(console, made).complaint
-    described["config"]["views"] = 7
-    description.write_text(json.dumps(described))
-    told = evaluated(console, made)
-    assert (told.code, "run.json says no possible views" in told.complaint.replace(": ", " ")) == (2, True)
-
-
 def test_tables_figures_plot_and_report(made: Made, console: Console) -> None:
     made.save(ABMIL).predict(console, "--embeddings", "--explain", "gradient")
     said = evaluated(console, made)

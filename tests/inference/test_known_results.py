@@ -122,7 +122,6 @@ def test_other_settings_are_another_result(
     assert known(run, jobs, predictor, embeddings=True) == []
     assert known(run, jobs, predictor, gradients=True) == []
     assert known(run, jobs, predictor, precision="bf16") == []
-    assert known(run, jobs, predictor, views=4) == []
     assert known(run, jobs, predictor, streaming=StreamingConfig(decode="device")) == []
     assert known(run, jobs, predictor, streaming=StreamingConfig(max_bad_tiles=0.0)) == both  # there are none
     assert known(run, [replace(jobs[0], mpp=Mpp(0.5)), jobs[1]], predictor) == both[1:]

@@ -134,14 +134,6 @@ def test_labels_and_features_are_one_pass(kind: str) -> None:
         assert cost.disk_mb == pytest.approx(8000 * (512 * 4 + 28) / 1e6)
 
 
-def test_views_encode_every_patch_more_often_and_decode_it_once() -> None:
-    rates = RATES.model_copy(update={"hidden": 1.0})
-    once, four = (cost_of(work(kind="predict", views=views), SURVEY, rates, PEAKS) for views in (1, 4))
-    assert four.passes == 4 * once.passes
-    assert four.seconds == pytest.approx(16 + 4 * 80)
-    assert four.disk_mb == once.disk_mb
-
-
 def test_other_settings_are_asked_of_the_same_model() -> None:
     asked: list[FinetuneConfig] = []
 

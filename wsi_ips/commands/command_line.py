@@ -34,7 +34,6 @@ EXAMPLES: Mapping[str, Sequence[str]] = MappingProxyType({
     "predict": (
         "wsi-ips predict slides/ --checkpoint runs/first/model.safetensors --out predictions",
         "wsi-ips predict slides/ --checkpoint runs/five/fold_*/model.safetensors --out predictions --workers 4",
-        "wsi-ips predict slides/ --checkpoint runs/first/model.safetensors --out predictions --views 4",
     ),
     "overlay": (
         "wsi-ips overlay predictions",

@@ -30,7 +30,6 @@ from wsi_ips.commands.options import (
 from wsi_ips.commands.recipe import Job
 from wsi_ips.commands.slides import PatchesOfJob, Resolution, SlidesOfJob, given_mpp, slides_by_id
 from wsi_ips.config import BatchConfig, Computing, PipelineConfig, StreamingConfig, UpsamplingConfig
-from wsi_ips.config.encoder import Views
 from wsi_ips.errors import ConfigError, count
 from wsi_ips.progress import Progress
 from wsi_ips.storage.location import Location, absolute, locate
@@ -81,10 +80,6 @@ class PredictJob(PatchesOfJob, Resolution, Computing, Job):
     """Store the kept patches' embeddings with the attention."""
     explain: Literal["gradient"] | None = None
     """A further map beside attention and contributions: gradient times input of the kept patches."""
-    views: Views = 1
-    """In how many of its symmetries each patch is encoded: 1 as it is, 4 its quarter turns, 8 these mirrored too.
-    Its embedding is their mean, from which patches are scored and kept, and the label is read. An encoder's
-    features change with a patch's orientation, which says nothing in tissue. It takes 4 or 8 times as long."""
     cases: Path | None = None
     """CSV with the columns slide_id,case_id (a manifest has them): adds ``cases.csv``, a row per patient. A model
     that reads all slides of a case as one bag (``bag: case``) needs it."""
@@ -120,8 +115,6 @@ class PredictJob(PatchesOfJob, Resolution, Computing, Job):
                 )
             if self.compile or self.precision in ("bf16", "fp16"):
                 raise ValueError("features need no encoder: precision and compile go with slides")
-            if self.views > 1:
-                raise ValueError("features need no encoder: views go with slides")
             if self.slides is None and (self.slide_mpp is not None or self.mpp_csv is not None):
                 raise ValueError("features are read as they are: slide_mpp and mpp_csv go with slides")
         return self
@@ -167,14 +160,6 @@ Explain = Annotated[
     str | None,
     typer.Option(help="gradient: also store gradient times input of the kept patches, for --map gradient."),
 ]
-ViewsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--views",
-        help="Encode each patch in so many symmetries: 1 (default), 4 or 8; takes as many times as long.",
-        autocompletion=one_of("1", "4", "8"),
-    ),
-]
 Cases = Annotated[
     Path | None, typer.Option(help="CSV with columns slide_id,case_id: adds cases.csv, by patient.")
 ]
@@ -217,7 +202,6 @@ def command(
     on_error: OnError = None,
     embeddings: Embeddings = None,
     explain: Explain = None,
-    views: ViewsOption = None,
     cases: Cases = None,
     pool: Pool = None,
     precision: PrecisionOption = None,
@@ -232,7 +216,7 @@ def command(
     flags = {"slides": slides, "features": features, "checkpoint": checkpoint, "out": out,
              "from_coords": from_coords, "coords": coords, "calibration": calibration, "overlays": overlays,
              "profile": profile, "force": force, "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv,
-             "embeddings": embeddings, "explain": explain, "views": views, "cases": cases, "pool": pool,
+             "embeddings": embeddings, "explain": explain, "cases": cases, "pool": pool,
              "precision": precision, "compile": compile_}  # fmt: skip
     batch = {"workers": workers, "threads": threads, "scheduler": scheduler, "on_error": on_error}
     start("predict", flags, recipe=recipe, overrides=set_, sections={"batch": batch})
@@ -443,9 +427,7 @@ def _calibration(job: PredictJob, models: "Checkpoints", pipeline: PipelineConfi
     if job.calibration is None:
         return None
     calibration = read_calibration(job.calibration)
-    check_belongs(
-        job.calibration, calibration, sha256=models.sha256, tasks=pipeline.model.tasks, views=job.views
-    )
+    check_belongs(job.calibration, calibration, sha256=models.sha256, tasks=pipeline.model.tasks)
     return calibration
 
 
@@ -503,9 +485,7 @@ def _compute(job: PredictJob, *, look: bool = True) -> "tuple[Compute, ...]":
 
         check_compiles(device_of_worker(job.device, 0))
     names = [checkpoint_config(path).model.encoder.name for path in job.checkpoints]
-    return tuple(
-        Compute(settled(job.precision, name, kind), compiled_batch=batch, views=job.views) for name in names
-    )
+    return tuple(Compute(settled(job.precision, name, kind), compiled_batch=batch) for name in names)
 
 
 def _kind_found() -> str:

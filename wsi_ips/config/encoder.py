@@ -16,10 +16,6 @@ Precision = Annotated[
 """``32`` is float32, ``bf16`` and ``fp16`` are mixed precision, ``auto`` is decided by encoder and device."""
 
 
-Views = Literal[1, 4, 8]
-"""In how many of its eight symmetries an encoder sees a patch: as it is; its quarter turns; these mirrored too."""
-
-
 class Computing(Section):
     """Settings of the jobs that run an encoder without learning, ``predict`` and ``features``."""
 

@@ -500,8 +500,6 @@ class Calibration(Section):
     seed: NonNegativeInt
     slides: tuple[str, ...]
     """Ids of the slides that it was made from. No figure may be measured on them."""
-    views: PositiveInt = 1
-    """In how many of its symmetries each patch of these slides was encoded."""
     tasks: dict[str, TaskCalibration]
 
     def to_json(self) -> dict[str, Any]:
@@ -535,26 +533,17 @@ def read_calibration(path: Path) -> Calibration:
         raise CalibrationError(path, f"is no calibration ({why})", fix) from None
 
 
-def check_belongs(
-    path: Path, calibration: Calibration, *, sha256: str, tasks: Sequence[TaskConfig], views: int = 1
-) -> None:
-    """Check that a calibration was made for this checkpoint, these tasks, and so many views of a patch.
+def check_belongs(path: Path, calibration: Calibration, *, sha256: str, tasks: Sequence[TaskConfig]) -> None:
+    """Check that a calibration was made for this checkpoint and these tasks.
 
     Raises:
-        CalibrationError: It belongs to another checkpoint, to tasks that the model does not have, or to a run with
-            more or fewer views.
+        CalibrationError: It belongs to another checkpoint, or to tasks that the model does not have.
     """
     if calibration.checkpoint != sha256:
         raise CalibrationError(
             path,
             f"belongs to checkpoint {calibration.checkpoint[:12]}, this one is {sha256[:12]}",
             "calibrate a run of this checkpoint (for several: of the same ones in the same order)",
-        )
-    if calibration.views != views:
-        raise CalibrationError(
-            path,
-            f"belongs to a run with views {calibration.views}, this one has {views}",
-            f"calibrate a run with views {views}, or predict with views {calibration.views}",
         )
     known = {task.name: (task.classes, task.activation) for task in tasks}
     for name, task in calibration.tasks.items():

@@ -35,8 +35,6 @@ class MadeFrom:
     precision: str = "32"
     """What the encoder computed in: ``32``, ``bf16`` or ``fp16``; that of every network, if they differ. Results
     of earlier versions, which do not say, were made in float32."""
-    views: int = 1
-    """In how many of its symmetries each patch was encoded."""
 
     @classmethod
     def now(
@@ -48,7 +46,6 @@ class MadeFrom:
         streaming: StreamingConfig,
         find_patches: FindPatches | None = None,
         precision: str = "32",
-        views: int = 1,
     ) -> Self:
         """What a result would be made from if it were made now.
 
@@ -59,7 +56,6 @@ class MadeFrom:
             streaming: How slides are read.
             find_patches: How patches are found. None: by segmentation.
             precision: What the encoder computes in.
-            views: In how many of its symmetries each patch is encoded.
 
         Raises:
             CoordsError: The file with the coordinates of the patches cannot be used.
@@ -72,7 +68,6 @@ class MadeFrom:
             decode=streaming.decode,
             max_bad_tiles=streaming.max_bad_tiles,
             precision=precision,
-            views=views,
         )
 
     def difference(self, now: Self, *, bad_tiles: bool) -> str:
@@ -94,8 +89,6 @@ class MadeFrom:
             return f"streaming.decode was {self.decode}, now it is {now.decode}"
         if self.precision != now.precision:
             return f"its encoder computed in precision {self.precision}, now it is {now.precision}"
-        if self.views != now.views:
-            return f"views was {self.views}, now it is {now.views}"
         if bad_tiles and now.max_bad_tiles < self.max_bad_tiles:
             return f"streaming.max_bad_tiles was {self.max_bad_tiles}, now it is {now.max_bad_tiles}"
         return ""
@@ -116,12 +109,8 @@ class MadeFrom:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """The values by name. The precision is named only if it is not float32, and the views only if there are
-        several, as in earlier versions.
-        """
+        """The values by name. The precision is named only if it is not float32, as in earlier versions."""
         values = asdict(self)
-        if self.views == 1:
-            del values["views"]
         if self.precision == "32":
             del values["precision"]
         return values
@@ -139,7 +128,6 @@ class MadeFrom:
             decode=str(stored["decode"]),
             max_bad_tiles=float(stored["max_bad_tiles"]),
             precision=str(stored.get("precision", "32")),
-            views=int(stored.get("views", 1)),
         )
 
 

@@ -192,8 +192,7 @@ class Predictor:
             find_patches: Finds the patches of a slide. None: those in tissue, tiled as the network was trained.
             deterministic: See :func:`wsi_ips.streaming.device.calculating`.
             gradients: Whether results also hold gradient times input of the kept patches.
-            compute: What the encoder computes in, whether it is compiled, and in how many views it sees a patch.
-                None: float32, not compiled, one view.
+            compute: What the encoder computes in, and whether it is compiled. None: float32, not compiled.
 
         Raises:
             ConfigError: Gradients are asked for, and this selector cannot give them.

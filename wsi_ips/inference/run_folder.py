@@ -19,7 +19,6 @@ from uuid import uuid4
 from pydantic import TypeAdapter, ValidationError
 
 from wsi_ips.config import TaskConfig
-from wsi_ips.config.encoder import Views
 from wsi_ips.config.heat import MapKind
 from wsi_ips.errors import ConfigError, ResultsError, one_line
 from wsi_ips.storage.files import whole_file
@@ -267,8 +266,6 @@ def stored_location(text: str, *, open_urls: bool) -> Location:
 LARGEST_DESCRIPTION = 2**24
 _TASKS: TypeAdapter[tuple[TaskConfig, ...]] = TypeAdapter(tuple[TaskConfig, ...])
 
-_VIEWS: TypeAdapter[Views] = TypeAdapter(Views)
-
 
 def tasks_of_run(run: RunFolder) -> tuple[TaskConfig, ...]:
     """The tasks of the model that made the run, from ``run.json``; of older runs, from the checkpoint it names.
@@ -291,20 +288,6 @@ def tasks_of_run(run: RunFolder) -> tuple[TaskConfig, ...]:
     from wsi_ips.models.checkpoint import load_checkpoint  # torch is needed for old runs only
 
     return load_checkpoint(checkpoint)[1].model.tasks
-
-
-def views_of_run(run: RunFolder) -> Views:
-    """In how many of its symmetries each patch was encoded, from ``run.json``. Runs of earlier versions do not say
-    it: 1.
-
-    Raises :class:`ResultsError` for a folder without ``run.json``, or one that says what cannot be.
-    """
-    config = description_of(run).get("config")
-    try:
-        return _VIEWS.validate_python(config.get("views", 1) if isinstance(config, dict) else 1)
-    except ValidationError as error:
-        reason = one_line(error.errors()[0]["msg"], most=200)
-        raise ResultsError(run.description, f"says no possible views ({reason})", "predict again") from None
 
 
 def description_of(run: RunFolder) -> Mapping[str, Any]:

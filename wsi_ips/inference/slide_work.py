@@ -90,7 +90,6 @@ class SlideRecorder:
         streaming: StreamingConfig | None = None,
         find_patches: FindPatches | None = None,
         precision: str = "32",
-        views: int = 1,
     ) -> None:
         """Prepare to write.
 
@@ -104,7 +103,6 @@ class SlideRecorder:
             streaming: How slides are read.
             find_patches: How patches are found, see :class:`Predictor`.
             precision: What the encoder computes in, see :class:`wsi_ips.inference.made_from.MadeFrom`.
-            views: In how many of its symmetries each patch is encoded.
         """
         self._run = run
         self.checkpoint = checkpoint
@@ -115,7 +113,6 @@ class SlideRecorder:
         self._streaming = streaming or StreamingConfig()
         self._find_patches = find_patches
         self._precision = precision
-        self._views = views
 
     def source(self, job: SlideJob) -> SlideSource:
         """What a slide is about to be read from."""
@@ -217,7 +214,6 @@ class SlideRecorder:
             decode=self._streaming.decode,
             max_bad_tiles=self._streaming.max_bad_tiles,
             precision=self._precision,
-            views=self._views,
         )
         return not made_from.difference(now, bad_tiles=bad_tiles)
 
@@ -312,7 +308,6 @@ class SlideRecorder:
                 streaming=self._streaming,
                 find_patches=self._find_patches,
                 precision=self._precision,
-                views=self._views,
             )
         except CoordsError:  # gone since they were read
             return None

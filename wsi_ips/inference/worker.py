@@ -53,8 +53,8 @@ class WorkerSetup:
         find_patches: How patches are found, see :class:`Predictor`.
         start: Id of the start of the run, see :class:`SlideRecorder`.
         deterministic: See :class:`Predictor`.
-        compute: What the encoder of each checkpoint computes in, whether it is compiled, and in how many views it
-            sees a patch, the same for all. Empty: float32, not compiled, one view.
+        compute: What the encoder of each checkpoint computes in, and whether it is compiled. Empty: float32, not
+            compiled.
         versions: The versions that the run began with. A worker that joins later has to have them too.
     """
 
@@ -85,7 +85,6 @@ class WorkerSetup:
             streaming=self.streaming,
             find_patches=self.find_patches,
             precision=precision_of(self.compute),
-            views=max((how.views for how in self.compute), default=1),
         )
 
     def on_worker(self, place: int) -> "SlideWorker":

@@ -176,13 +176,11 @@ def _scaled(stage: _Pass, name: str, times: float) -> Stage:
 
 def _labels(work: Work, survey: Survey, rates: Rates, peaks: Peaks) -> Found:
     slides, patches = survey.readable(), survey.total("patches").value
-    one = pass_over(survey, rates, work.config, looks=work.views)
+    one = pass_over(survey, rates, work.config)
     share = work.networks / work.workers
     again = 0.0
     if work.config.selection.rule == "global":
-        again = (
-            slides * kept_of(work.config, survey) * (work.views * (rates.forward_s or 0.0) + rates.reread_s)
-        )
+        again = slides * kept_of(work.config, survey) * ((rates.forward_s or 0.0) + rates.reread_s)
     after = slides * (rates.store_s + (rates.overlay_s if work.overlays else 0.0)) / work.workers
     stages = [
         _start(rates),
@@ -197,7 +195,7 @@ def _labels(work: Work, survey: Survey, rates: Rates, peaks: Peaks) -> Found:
     return (
         [stage for stage in stages if stage.seconds is None or stage.seconds > 0],
         patches,
-        patches * work.networks * work.views,
+        patches * work.networks,
         labels_disk_mb(work, survey),
         0.0,
     )

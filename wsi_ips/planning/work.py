@@ -41,7 +41,6 @@ class Work:
         half: Whether features are stored as float16.
         copies: How many files hold each feature: CLAM's layout has two of a slide, HDF5 and a tensor.
         networks: How many networks label each slide.
-        views: In how many of its symmetries each patch is encoded.
         folds: How many trainings there are.
         workers: Processes that work on a slide each.
         counts: ``{split: slides}`` where ``slides`` are only a sample of them.
@@ -56,7 +55,6 @@ class Work:
     half: bool = False
     copies: int = 1
     networks: int = 1
-    views: int = 1
     folds: int = 1
     workers: int = 1
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -181,7 +179,6 @@ def _of_predict(job: Any, *, need_slides: bool) -> Work:
         asked=job.precision,
         overlays=job.overlays,
         networks=1 + len(others),
-        views=job.views,
         workers=job.batch.workers or 1,
     )
 

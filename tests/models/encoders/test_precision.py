@@ -12,14 +12,7 @@ from wsi_ips.errors import ConfigError
 from wsi_ips.models.build import build_net
 from wsi_ips.models.encoders import network as precision
 from wsi_ips.models.encoders.ats_encoders import MegapixelMnistEncoder, SpeedLimitsEncoder
-from wsi_ips.models.encoders.network import (
-    Compute,
-    check_compiles,
-    compute_in,
-    float32_behind,
-    settled,
-    symmetric,
-)
+from wsi_ips.models.encoders.network import Compute, check_compiles, compute_in, float32_behind, settled
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 
 VIT: dict[str, Any] = {
@@ -75,48 +68,6 @@ def test_float32_is_what_the_network_itself_gives_to_the_bit() -> None:
     encoder(pixels)
     compute_in(encoder, Compute())
     assert torch.equal(encoder(pixels), by_itself)
-
-
-@pytest.mark.parametrize("views", [4, 8])
-@pytest.mark.parametrize("settings", [VIT, RESNET], ids=["vit", "resnet"])
-@torch.no_grad()
-def test_several_views_are_the_mean_over_symmetries_and_do_not_change_with_orientation(
-    views: Any, settings: dict[str, Any]
-) -> None:
-    encoder, pixels = encoder_of(**settings), pixels_of(3)
-    each = [encoder(symmetric(pixels, view)) for view in range(views)]
-    assert not torch.allclose(each[0], each[1], atol=1e-3), "this encoder does not see how a patch lies"
-    compute_in(encoder, Compute(views=views))
-    features = encoder(pixels)
-    assert torch.allclose(features, torch.stack(each).mean(dim=0), atol=1e-5)
-    for view in range(views):
-        assert torch.allclose(encoder(symmetric(pixels, view)), features, atol=1e-5)
-    compute_in(encoder, Compute())
-    assert torch.equal(encoder(pixels), each[0])
-
-
-def test_symmetries_are_eight_different_ones_and_memory_stays_as_it_is() -> None:
-    picture = torch.arange(9).reshape(1, 1, 3, 3)
-    seen = {tuple(symmetric(picture, view).flatten().tolist()) for view in range(8)}
-    assert len(seen) == 8
-    assert symmetric(picture, 1).flatten().tolist() == [2, 5, 8, 1, 4, 7, 0, 3, 6]
-    assert symmetric(picture, 4).flatten().tolist() == [2, 1, 0, 5, 4, 3, 8, 7, 6]
-    last = pixels_of(2).contiguous(memory_format=torch.channels_last)
-    assert symmetric(last, 5).is_contiguous(memory_format=torch.channels_last)
-    assert symmetric(pixels_of(2), 5).is_contiguous()
-
-
-@torch.no_grad()
-def test_views_in_half_precision_and_of_the_published_small_encoders() -> None:
-    for encoder in (encoder_of(**RESNET), MegapixelMnistEncoder(3).eval()):
-        pixels = pixels_of(4)
-        compute_in(encoder, Compute(views=4))
-        exact = encoder(pixels)
-        compute_in(encoder, Compute("bf16", views=4))
-        features = encoder(pixels)
-        assert features.dtype == torch.float32
-        assert torch.cosine_similarity(features, exact).min() > 0.999
-        assert not torch.equal(features, exact)
 
 
 def test_auto_is_the_listed_precision_on_cuda_and_float32_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ from wsi_ips.evaluation.run.joined import Joined, join
 from wsi_ips.evaluation.run.tasks import check_scored
 from wsi_ips.evaluation.task_scores import Scored
 from wsi_ips.inference.predictions import BETWEEN, PredictionRow, read_predictions
-from wsi_ips.inference.run_folder import RunFolder, chosen_tasks, description_of, tasks_of_run, views_of_run
+from wsi_ips.inference.run_folder import RunFolder, chosen_tasks, description_of, tasks_of_run
 from wsi_ips.progress import Progress
 
 
@@ -254,7 +254,6 @@ def calibrate_run(
         by_class=by_class,
         seed=seed,
         slides=tuple(record.slide_id for record, _ in slides.pairs),
-        views=views_of_run(run),
         tasks=found,
     )
     return calibration, joined

@@ -24,9 +24,8 @@ from wsi_ips.errors import CheckpointError, ConfigError, ResultsError, one_line
 from wsi_ips.evaluation.run.config import EvaluationConfig
 from wsi_ips.heatmaps.maps import check_same_slide
 from wsi_ips.inference.results import SlideResult, read_result
-from wsi_ips.inference.run_folder import RunFolder, description_of, stored_location, views_of_run
+from wsi_ips.inference.run_folder import RunFolder, description_of, stored_location
 from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
-from wsi_ips.models.encoders.network import Compute, compute_in
 from wsi_ips.models.ips_net import IPSNet
 from wsi_ips.selection.slide_reading import encode_again
 from wsi_ips.slides.folder import find_slides, unique_slide_ids
@@ -109,7 +108,6 @@ class KeptBags:
                 f"{path}: faithfulness needs an aggregator that reads the kept patches, and attention "
                 "sampling has none: leave --faithfulness out"
             )
-        compute_in(net, Compute(views=views_of_run(run)))
         elsewhere = unique_slide_ids(find_slides(config.slides)) if config.slides is not None else None
         return cls(
             run,

@@ -1,5 +1,4 @@
-"""In which precision an encoder computes, whether it is compiled, and in how many views it sees a patch:
-:class:`Compute`. It needs no PyTorch.
+"""In which precision an encoder computes, and whether it is compiled: :class:`Compute`. It needs no PyTorch.
 
 :func:`settled` turns the setting ``precision`` into a precision. What it does to a network is in
 :mod:`wsi_ips.models.encoders.network`. Source: ENCODERS.md section 4 (bf16, torch.compile).
@@ -8,7 +7,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from wsi_ips.config.encoder import Precision, Views
+from wsi_ips.config.encoder import Precision
 from wsi_ips.models.encoders.registry import entry_of
 
 Settled = Literal["32", "bf16", "fp16"]
@@ -23,13 +22,10 @@ class Compute:
         precision: ``32``, ``bf16`` or ``fp16``.
         compiled_batch: Patches of a batch of the compiled encoder, 1 or more. Smaller batches are filled up with
             zeros and larger ones cut, so that PyTorch compiles once for each patch size. None: not compiled.
-        views: In how many of its symmetries a patch is encoded; its feature is the mean. It takes as many times as
-            long.
     """
 
     precision: Settled = "32"
     compiled_batch: int | None = None
-    views: Views = 1
 
 
 def settled(asked: Precision, encoder: str, device_type: str) -> Settled:

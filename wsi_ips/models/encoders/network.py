@@ -236,23 +236,17 @@ class ComputingModule(nn.Module):
         self._compiled = None
 
     def computed(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Return ``network(x)`` in the chosen precision, as float32; the mean over the views if there are several.
+        """Return ``network(x)`` in the chosen precision, as float32.
 
         Args:
             network: Maps inputs (n, ...) to features (n, D), each input by itself. It is the same in every call.
-            x: Inputs, float32. With several views they are pictures (n, C, P, P).
+            x: Inputs, float32.
 
         Raises:
             ConfigError: It is to be compiled, and this machine has no compiler for it.
         """
         if self._compute == Compute():
             return network(x)
-        total = self._of_one_view(network, x)
-        for view in range(1, self._compute.views):
-            total = total + self._of_one_view(network, symmetric(x, view))
-        return total / self._compute.views
-
-    def _of_one_view(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         run = network
         if self._compute.compiled_batch is not None:
             if self._compiled is None:
@@ -278,16 +272,6 @@ class ComputingModule(nn.Module):
                     part = part.contiguous(memory_format=torch.channels_last)
             parts.append(_or_no_compiler(run, part)[:count])
         return torch.cat(parts) if len(parts) != 1 else parts[0]
-
-
-def symmetric(x_nCPP: Tensor, view: int) -> Tensor:
-    """Square pictures (n, C, P, P) in one of their eight symmetries: turned by ``view % 4`` quarters and, from 4
-    on, mirrored. They lie in memory as the pictures given do.
-    """
-    turned = x_nCPP.rot90(view % 4, dims=(2, 3))
-    turned = turned.flip(3) if view >= 4 else turned
-    channels_last = x_nCPP.is_contiguous(memory_format=torch.channels_last)
-    return turned.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def check_compiles(device: torch.device) -> None:
