@@ -49,7 +49,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, Python looks beside it, not in the repository's root
 
-from wsi_ips.storage.system import let_waiting_threads_sleep  # noqa: E402
+from wsi_ips.storage.system import keep_freed_memory, let_waiting_threads_sleep  # noqa: E402
 
 AS_STARTED = dict(os.environ)
 """The environment before ours is set, for the peer."""
@@ -150,6 +150,7 @@ class Bench:
 def main() -> None:
     """Measure, and print a table or one JSON object."""
     arguments = parsed()
+    keep_freed_memory()  # as the program does, for the encoder alone too
     torch.set_num_threads(arguments.torch_threads)
     with tempfile.TemporaryDirectory(prefix="wsi_ips_end_to_end_") as temporary:
         folder = arguments.folder or Path(temporary)

@@ -3,6 +3,7 @@
 import ast
 import errno
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -318,3 +319,32 @@ def test_the_program_lets_waiting_threads_sleep_unless_the_user_has_said_how(
         check=True,
     )
     assert done.stdout.splitlines()[-1] == f"{then} False"
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc", reason="it is glibc's memory"
+)
+@pytest.mark.parametrize("given", [{}, {"MALLOC_MMAP_MAX_": "65536"}])
+def test_freed_memory_is_used_again_unless_the_user_has_said_how(given: dict[str, str]) -> None:
+    """Pages that the system has to clear for the second array of two, the first having been freed."""
+    names = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    program = (
+        "import resource, numpy as np\n"
+        "from wsi_ips.storage.system import keep_freed_memory\n"
+        "keep_freed_memory()\n"
+        "pages = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "np.ones(2**28, np.uint8)\n"
+        "before = pages()\n"
+        "np.ones(2**28, np.uint8)\n"
+        "print(pages() - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**environment, **given, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    cleared = int(done.stdout)
+    assert cleared > 100 if given else cleared < 20

@@ -106,8 +106,12 @@ def write_overlay(
     drawing = _Drawing(slide, result, options, outlines=outlines, fingerprint=fingerprint)
     below = np.asarray(draw_legend(drawing.picture_px, drawing.legend))
     height, paper = drawing.picture_px[1], below.shape[1] - drawing.picture_px[0]
-    with whole_file(path) as partial, partial.open("wb") as file:
-        png = PngRows(file, (below.shape[1], height + len(below)), drawing.facts)
+    size_px = (below.shape[1], height + len(below))
+    with (
+        whole_file(path) as partial,
+        partial.open("wb") as file,
+        PngRows(file, size_px, drawing.facts) as png,
+    ):
         for band in drawing.bands():
             beside = np.full((len(band), paper, 3), PAPER, np.uint8)
             beside[:, :1] = FAINT_INK
@@ -189,10 +193,15 @@ def blend(
     """
     held_RC = display.coloured(cells.values_RC)
     heat_RC3 = colourise(np.nan_to_num(display(cells.values_RC)), table) * np.float32(alpha)
-    kept_RC = np.where(held_RC, 1 - alpha, 1).astype(np.float32)
-    mixed = picture * cells.spread(kept_RC)[..., None]
-    mixed += cells.spread((heat_RC3 * held_RC[..., None]).astype(np.float32))
-    picture[:] = np.rint(mixed, out=mixed)
+    heat_RC3 = (heat_RC3 * held_RC[..., None]).astype(np.float32)
+    kept_RC3 = np.repeat(np.where(held_RC, 1 - alpha, 1).astype(np.float32)[..., None], 3, axis=2)
+    tops, widths = cells.y_edges.astype(np.intp), np.diff(cells.x_edges).astype(np.intp)
+    # The rows of pixels within a row of cells have the same factors, and rows without a patch do not change.
+    for row in np.flatnonzero(held_RC.any(axis=1)):
+        pixels_hW3 = picture[tops[row] : tops[row + 1]]
+        mixed = pixels_hW3 * kept_RC3[row].repeat(widths, axis=0)
+        mixed += heat_RC3[row].repeat(widths, axis=0)
+        pixels_hW3[:] = np.rint(mixed, out=mixed)
 
 
 def _check_options(*, alpha: float, side_px: int) -> None:

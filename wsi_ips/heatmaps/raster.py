@@ -9,6 +9,7 @@ Shape suffixes: N patches; H, W rows and columns of the canvas; R, C rows and co
 import struct
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil
 from typing import BinaryIO, Self, TypeVar
@@ -26,8 +27,8 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 RGB_8 = struct.pack(">5B", 8, 2, 0, 0, 0)
 """The part of the IHDR chunk that says RGB with 8 bits a channel."""
 
-LEVEL = 4
-"""Compression level of zlib: at 5, overlays take 1.6 times the time and 4 % fewer bytes."""
+LEVEL = 2
+"""Compression level of zlib: at 4, pictures take 1.1 to 1.7 times the time, and 16 % fewer to 2 % more bytes."""
 
 SUB, UP = 1, 2
 """The PNG filters that are used: difference from the pixel to the left, and from the one above."""
@@ -181,13 +182,16 @@ def _lines(
 
 
 class PngRows:
-    """Writes an RGB PNG row by row: :meth:`write` all rows, then :meth:`close`.
+    """Writes an RGB PNG row by row: :meth:`write` all rows, then :meth:`close`, within a ``with`` statement.
 
-    ``size_px`` is (width, height); ``text`` maps keywords to texts, which are stored as iTXt chunks.
+    ``size_px`` is (width, height); ``text`` maps keywords to texts, which are stored as iTXt chunks. A thread
+    compresses and writes rows while the next ones are made; it holds those of one :meth:`write`.
     """
 
     def __init__(self, file: BinaryIO, size_px: Size, text: Mapping[str, str]) -> None:
         self._file, self._size = file, size_px
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="wsi_ips-png")
+        self._coming: Future[None] | None = None
         self._deflate = zlib.compressobj(LEVEL)
         self._above: NDArray[np.uint8] = np.zeros((size_px[0], 3), np.uint8)
         self._rows = 0
@@ -199,14 +203,28 @@ class PngRows:
         for name, data, *_ in facts.chunks:
             self._chunk(name, data)
 
-    def write(self, rows: RgbImage) -> None:
-        """Write the next rows, (n, width, 3) uint8.
+    def __enter__(self) -> Self:
+        return self
 
-        Raises ``ValueError`` for rows of another width, or too many of them.
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def write(self, rows: RgbImage) -> None:
+        """Write the next rows, (n, width, 3) uint8, which must not be changed afterwards.
+
+        Raises ``ValueError`` for rows of another width, or too many of them, and what writing earlier rows raised.
         """
         self._rows += len(rows)
         if rows.shape[1:] != (self._size[0], 3) or self._rows > self._size[1]:
             raise ValueError(f"rows of {rows.shape}, {self._rows} in all, for an image of {self._size}")
+        self._wait()
+        self._coming = self._pool.submit(self._compress_all, rows)
+
+    def _wait(self) -> None:
+        if self._coming is not None:
+            self._coming.result()
+
+    def _compress_all(self, rows: RgbImage) -> None:
         for first in range(0, len(rows), ROWS_AT_ONCE):
             self._compress(rows[first : first + ROWS_AT_ONCE])
 
@@ -225,7 +243,8 @@ class PngRows:
         self._chunk(b"IDAT", self._deflate.compress(filtered.data))
 
     def close(self) -> None:
-        """End the image. Raises ``ValueError`` if rows are missing."""
+        """End the image. Raises ``ValueError`` if rows are missing, and what writing earlier rows raised."""
+        self._wait()
         if self._rows != self._size[1]:
             raise ValueError(f"{self._rows} of {self._size[1]} rows were written")
         self._chunk(b"IDAT", self._deflate.flush())

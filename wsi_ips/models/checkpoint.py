@@ -141,16 +141,17 @@ class Unfilled(TorchFunctionMode):
 
     PyTorch works out some of these operations in Python there, which takes longer than building the network. With
     ``parameters``, the parameters of a network are not filled either, wherever they are: for one whose parameters
-    are all read from a file. PyTorch's generator is advanced less then.
+    are all read from a file. PyTorch's generator is advanced less then. With ``copied`` False, what they hold is
+    not copied either when their order in memory is changed: for one whose parameters are read after the block.
     """
 
     # PyTorch asks here for the functions of nn.init that it lets others replace, and not for what these call.
     FILLING = frozenset({Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.clamp_,
                          nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_})  # fmt: skip
 
-    def __init__(self, *, parameters: bool = False) -> None:
+    def __init__(self, *, parameters: bool = False, copied: bool = True) -> None:
         super().__init__()
-        self._parameters = parameters
+        self._parameters, self._copied = parameters, copied
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -159,7 +160,12 @@ class Unfilled(TorchFunctionMode):
             tensor = args[0] if args else (kwargs or {})["tensor"]
             if tensor.is_meta or (self._parameters and isinstance(tensor, nn.Parameter)):
                 return tensor
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func is Tensor.to and not self._copied and isinstance(args[0], nn.Parameter):
+            order = kwargs.get("memory_format")
+            if order is not None and not args[0].is_contiguous(memory_format=order):
+                return torch.empty_like(args[0], memory_format=order)
+        return func(*args, **kwargs)
 
 
 def save_checkpoint(
@@ -296,7 +302,7 @@ def _begin(
 ) -> BagNet:
     """The network that the tensors of a checkpoint are laid on: empty, or with the weights below its adapters."""
     if config.model.encoder.lora is None:
-        with nullcontext() if advance_rng else Unfilled(parameters=True):
+        with nullcontext() if advance_rng else Unfilled(parameters=True, copied=False):
             return _empty(config)
     check_code_allowed(config.model.encoder.name)
     encoder = found_again(path, config.model.encoder, empty.state_dict(), named=base_weights)

@@ -43,6 +43,7 @@ from wsi_ips.models.encoders.registry import built, known_names
 from wsi_ips.models.spinenet import MEMBERS
 from wsi_ips.models.spinenet.specification import specification_of
 from wsi_ips.progress import quiet_hub
+from wsi_ips.storage.system import keep_freed_memory
 
 
 def output_of(whole: Any, config: EncoderConfig, entry: EncoderEntry | None) -> Output:
@@ -218,7 +219,11 @@ DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def compute_in(net: nn.Module, compute: Compute) -> None:
-    """Make the encoders within a network compute so. Stored features pass through in any case."""
+    """Make the encoders within a network compute so. Stored features pass through in any case.
+
+    From then on this process keeps memory that it frees, see :func:`wsi_ips.storage.system.keep_freed_memory`.
+    """
+    keep_freed_memory()
     for module in net.modules():
         if isinstance(module, ComputingModule):
             module.compute_as(compute)

@@ -273,8 +273,7 @@ def fingerprint_of_weights(path: Path) -> str:
     digest = hashlib.sha256()
     for each in (path, *shards_of(path)):
         with each.open("rb") as file:
-            while block := file.read(2**24):
-                digest.update(block)
+            hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
 
 
@@ -356,7 +355,19 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
             f"{len(clashing)} of another shape, e.g. {first}",
             "name the encoder or timm model that it belongs to in encoder.name, with its encoder.args",
         )
+    _order_convolutions(model, given)
     model.load_state_dict(given)
+
+
+def _order_convolutions(model: nn.Module, given: Mapping[str, Tensor]) -> None:
+    """Give convolutions whose weights are ``given`` memory in the order that they will compute in, without values,
+    so that each weight is copied once."""
+    order = torch.channels_last
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and f"{name}.weight" in given:
+            weight = module.weight
+            if not weight.is_contiguous(memory_format=order):
+                weight.data = torch.empty_like(weight, memory_format=order)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
