@@ -120,7 +120,7 @@ def test_a_table_is_planned_as_its_rows_are_alone(console: Console, tmp_path: Pa
     )
     alone = json.loads(console("plan", one, "--rates", rates, "--json").out)
     names = [stage["name"] for stage in alone["stages"]]
-    assert names[:3] == ["starting and ending", "finding tissue", "selecting"]
+    assert names[:3] == ["starting", "finding tissue", "selecting"]
     for mine, theirs in zip(row["stages"][: len(names)], alone["stages"], strict=True):
         assert mine["name"] == theirs["name"]
         if mine["name"] != "finding tissue":  # which took another time
@@ -164,9 +164,9 @@ def test_a_comparison_finds_tissue_once_and_is_not_scored_job_by_job(
     assert said.code == 0, said.err
     told = json.loads(said.out)
     assert [stage["name"] for stage in told["before"]] == [
-        "starting and ending", "finding tissue", "figures of all",
+        "starting", "finding tissue", "figures of all",
     ]  # fmt: skip
-    assert told["not_known"][:2] == ["starting and ending", "figures of all"]
+    assert told["not_known"][:2] == ["starting", "figures of all"]
     assert [row["times"] for row in told["rows"]] == [2, 2]
     names = {stage["name"] for row in told["rows"] for stage in row["stages"]}
     assert "labelling test slides" in names

@@ -99,6 +99,18 @@ def test_the_arithmetic_of_known_networks() -> None:
     assert transformer.convolutions < 0.05
 
 
+def test_both_rules_of_selection_are_simulated() -> None:
+    settings = config()
+    ruled = {
+        rule: Simulations(learning=True)(
+            settings.model_copy(update={"selection": settings.selection.model_copy(update={"rule": rule})})
+        )
+        for rule in ("buffer", "global")
+    }
+    assert ruled["global"] == ruled["buffer"]
+    assert ruled["global"].selection > 0
+
+
 def test_a_configuration_is_simulated_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from wsi_ips.planning import simulated
 

@@ -93,6 +93,14 @@ def test_what_is_not_known_is_said_and_left_out_of_the_sum(series: Series) -> No
     assert cost_of_series(series, replace(unread, rates=blind)).ram_mb is None
 
 
+def test_what_a_process_needs_to_end_is_counted_for_each_job(series: Series) -> None:
+    plain, ending = (cost_of_series(series, known(series, end_s=end_s)) for end_s in (0.0, 2.0))
+    # The program, the features, and three seeds of four rows.
+    assert ending.seconds - plain.seconds == pytest.approx(2 * (1 + 1 + 3 * 4))
+    together = cost_of_series(replace(series, isolate=False), known(series, end_s=2.0))
+    assert not any(stage.name == "ending" for part in together.parts for stage in part.once.stages)
+
+
 def test_in_one_process_the_program_starts_once(series: Series) -> None:
     together, apart = (
         cost_of_series(replace(series, isolate=isolate), known(series)) for isolate in (False, True)

@@ -167,7 +167,7 @@ def _tissue(survey: Survey, rates: Rates, *splits: str) -> Stage:
 
 
 def _start(rates: Rates) -> Stage:
-    return Stage("starting and ending", rates.start_s or 0.0)
+    return Stage("starting", rates.start_s or 0.0)
 
 
 def _scaled(stage: _Pass, name: str, times: float) -> Stage:

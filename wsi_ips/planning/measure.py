@@ -6,7 +6,6 @@ and the most memory that the process held, are the :class:`wsi_ips.planning.rate
 random weights, which compute as long as others do, so that nothing is downloaded.
 """
 
-import os
 import statistics
 import tempfile
 import time
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,9 +52,6 @@ HEAD_RUNS = ((4, 1, 2), (4, 1, 6), (12, 3, 6))
 """Short trainings on features: (training bags, validation bags, epochs). Three of them tell a bag from an
 epoch from the start."""
 
-Argument = TypeVar("Argument")
-Result = TypeVar("Result")
-
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -92,24 +88,7 @@ def measured_rates(wanted: Wanted) -> Rates:
     """Measure in a process of its own. Raises the error of the slide, or
     :class:`wsi_ips.inference.in_hand.Died`.
     """
-    rates, end_s = measured_alone(_measure, replace(wanted, begun=time.time()), wanted.clock)
-    return rates.model_copy(update={"start_s": (rates.start_s or 0.0) + end_s})
-
-
-def measured_alone(
-    work: Callable[[Argument], tuple[Result, float, float]], argument: Argument, clock: Clock
-) -> tuple[Result, float]:
-    """What ``work`` returns in a new process, and the seconds that the process then needs to end, which are more
-    than one where PyTorch has been imported. ``work`` also returns ``time.process_time`` and ``time.time`` of the
-    moment when it is done.
-
-    Raises :class:`wsi_ips.inference.in_hand.Died`, or what ``work`` raises.
-    """
-    before = os.times()
-    result, used_s, done = alone(work, argument)
-    after = os.times()
-    children_s = after.children_user + after.children_system - before.children_user - before.children_system
-    return result, max(0.0, children_s - used_s if clock == "cpu" else time.time() - done)
+    return alone(_measure, replace(wanted, begun=time.time()))
 
 
 def peak_mb() -> float:
@@ -117,11 +96,10 @@ def peak_mb() -> float:
     return peak_memory_since_start() / 2**20
 
 
-def _measure(wanted: Wanted) -> tuple[Rates, float, float]:
+def _measure(wanted: Wanted) -> Rates:
     base_mb = peak_mb()
     with calculating(deterministic=wanted.config.training.deterministic):
-        rates = _Measurement(wanted, base_mb).rates()
-    return rates, time.process_time(), time.time()
+        return _Measurement(wanted, base_mb).rates()
 
 
 class _Measurement:

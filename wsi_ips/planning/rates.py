@@ -57,7 +57,7 @@ class Rates(Section):
     cores: PositiveInt
     """CPU cores that decode."""
     start_s: NonNegativeFloat | None = None
-    """From the start of the process until the network is there, and its end."""
+    """From the start of the process until the network is there."""
     tissue_s: NonNegativeFloat | None = None
     """Opening a slide and finding its tissue. None: as the survey took."""
     open_s: NonNegativeFloat = 0.0
@@ -107,7 +107,9 @@ class JobRates(Section):
     how: Literal["measured", "given"] = "measured"
     clock: Clock = "wall"
     start_s: NonNegativeFloat | None = None
-    """From the start of a job's process until everything is imported, and its end."""
+    """From the start of a job's process until everything is imported."""
+    end_s: NonNegativeFloat = 0.0
+    """From the end of a job until its process is gone, which takes long where PyTorch has been imported."""
     head: HeadRates | None = None
     """Training on stored features."""
     label_s: NonNegativeFloat | None = None

@@ -28,7 +28,8 @@ from wsi_ips.planning.survey import Survey
 from wsi_ips.planning.work import Work
 
 TISSUE = "finding tissue"
-START = "starting and ending"
+START = "starting"
+END = "ending"
 TISSUE_OF_TEST = "finding tissue of test slides"
 
 
@@ -142,7 +143,8 @@ def cost_of_series(series: Series, known: Known) -> SeriesCost:
     stored = tuple(PartCost(one.name, _of_stored(one, series, known), 1) for one in series.stored)
     rows = tuple(PartCost(row.name, cost_of_row(row, series, known), series.seeds) for row in series.rows)
     start_s = next((job.start_s for job in known.jobs.values()), None)
-    before = [Stage(START, start_s)]
+    end_s = _end_of(known)
+    before = [Stage(START, start_s), *_ending(end_s)]
     if series.tissue_once:
         first = series.rows[0]
         whole = cost_of(replace(first.work, kind="features"), known.surveys[first.name], known.rates[first.name],
@@ -156,7 +158,18 @@ def cost_of_series(series: Series, known: Known) -> SeriesCost:
 
 def _of_stored(one: Stored, series: Series, known: Known) -> Cost:
     cost = cost_of(one.work, known.surveys[one.name], known.rates[one.name], known.peaks[one.name])
-    return cost if series.isolate else replace(cost, stages=_without(cost.stages, START))
+    if not series.isolate:
+        return replace(cost, stages=_without(cost.stages, START))
+    return replace(cost, stages=(*cost.stages, *_ending(_end_of(known))))
+
+
+def _end_of(known: Known) -> float:
+    """Seconds in which a process ends, as far as it is known of one."""
+    return max((job.end_s for job in known.jobs.values()), default=0.0)
+
+
+def _ending(seconds: float) -> list[Stage]:
+    return [Stage(END, seconds)] if seconds else []
 
 
 def cost_of_row(row: Row, series: Series, known: Known) -> Cost:
@@ -173,8 +186,9 @@ def cost_of_row(row: Row, series: Series, known: Known) -> Cost:
         seconds = None if job.label_s is None else job.label_s * test.readable()
         labels = replace(training, passes=test.total("patches").value, disk_mb=labels_disk_mb(row.work, test))
         labelled = [Stage("labelling test slides", seconds, does="learning")]
+    ending = _ending(job.end_s) if series.isolate else []
     without = ([] if series.isolate else [START]) + ([TISSUE, TISSUE_OF_TEST] if series.tissue_once else [])
-    stages = _without((*training.stages, *labelled, *_scoring(series, test, job)), *without)
+    stages = _without((*training.stages, *labelled, *_scoring(series, test, job), *ending), *without)
     return replace(
         training,
         stages=stages,

@@ -4,6 +4,7 @@ Slides are looked at once for all rows that tile them alike, and this machine is
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from wsi_ips.commands.recipe import Job
 from wsi_ips.config import EncoderConfig, FinetuneConfig
 from wsi_ips.errors import ConfigError, ProcessDied
-from wsi_ips.inference.in_hand import Died
 from wsi_ips.planning.known import check_method, in_its_precision, rates_of, surveyed
 from wsi_ips.planning.measure_jobs import JobWanted, measured_job, scored_sample
 from wsi_ips.planning.rates import (
@@ -189,9 +189,9 @@ def _measured(row: Row, seen: _Seen, job: "PlanJob", learns: bool, progress: Pro
     with progress("Measuring a job", total=1) as advance:
         try:
             rates = measured_job(wanted)
-        except Died as death:
+        except BrokenProcessPool:
             raise ProcessDied(
-                str(survey.samples[0].path), f"the measurement {death}", "memory may have run out"
+                str(survey.samples[0].path), "the measurement was killed", "memory may have run out"
             ) from None
         advance(row.name)
     return rates

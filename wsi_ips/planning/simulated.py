@@ -106,7 +106,10 @@ def simulated_peaks(config: FinetuneConfig, *, learning: bool = True) -> Peaks:
     """
     most = config.selection.memory_size
     m = min(most, config.streaming.batch)
-    small = config.model_copy(update={"selection": config.selection.model_copy(update={"memory_size": m})})
+    # The rule ``global`` compares values, which a simulation does not have. On the device it holds what ``buffer``
+    # does; the logits of all patches, which it needs beside that, are counted where memory grows with the slides.
+    selection = config.selection.model_copy(update={"memory_size": m, "rule": "buffer"})
+    small = config.model_copy(update={"selection": selection})
     peaks = peaks_of(without_weights(small), Simulated, learn_from=without_weights(config), learning=learning)
     return replace(peaks, selection=peaks.selection + 2 * 4 * peaks.width * (most - m))
 
