@@ -176,7 +176,7 @@ def compare_runs(config: EvaluationConfig) -> Comparison:
     for name, lacking in (("A", only_one), ("B", only_other)):
         if lacking:
             notes.append(
-                f"{count(len(lacking), 'slide')} that only {name} has predicted: left out of the comparison"
+                f"left out of the comparison: {count(len(lacking), 'slide')} that only {name} has predicted"
             )
     return Comparison(
         config, tuple(figures), tuple(sorted(common)), tuple(only_one), tuple(only_other), tuple(notes)

@@ -115,7 +115,7 @@ def tabulate(config: CompareConfig, finished: Sequence[Finished], manifest: Mani
     notes = []
     if lost := len(every - common):
         notes.append(
-            f"{count(lost, 'slide')} that some trainings could not predict: left out of the figures of all"
+            f"left out of the figures of all: {count(lost, 'slide')} that some trainings could not predict"
         )
     notes += _too_few(lines)
     costs = {
