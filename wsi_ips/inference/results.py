@@ -461,7 +461,7 @@ def _rows(reading: "SlideReading", tasks: Sequence[TaskConfig]) -> tuple[dict[st
     if rows is None:
         return task_queries(tasks), ()
     stored = reading.store.logits().shape[2]
-    if stored != reading.bag.attention_BHTM.shape[2]:
+    if stored != (len(reading.bag.row_names) or reading.bag.attention_BHTM.shape[2]):
         return dict.fromkeys(rows, 0), ()
     return dict(rows), reading.bag.row_names
 
