@@ -14,6 +14,7 @@ from tests.conftest import SMALL_MODEL
 from tests.training.test_aggregators import _coords
 from tests.training.test_head_start import CPU, WIDTH, features_bag, pixels_bag
 from tests.training.test_selectors import bag as image_bag
+from wsi_ips.commands.recipe import JOBS, keys_of
 from wsi_ips.config import FinetuneConfig, PipelineConfig, StreamingConfig
 from wsi_ips.errors import CheckpointError, ConfigError
 from wsi_ips.inference.results import SlideResult
@@ -195,6 +196,11 @@ def test_a_scorer_that_cannot_score_these_patches_is_refused_before_anything_is_
     config = settings("transmil", selection={"m": M, "i": M, "scorer": str(other)})
     with pytest.raises(ConfigError, match=said):
         check_aggregator(config.model, config.selection)
+
+
+def test_what_training_fills_in_is_not_offered_as_a_setting() -> None:
+    keys = [key for key in keys_of(JOBS.load("finetune")) if key.startswith("selection.scorer")]
+    assert keys == ["selection.scorer", "selection.scorer.checkpoint"]
 
 
 def test_a_scorer_that_is_not_there_is_named(tmp_path: Path) -> None:

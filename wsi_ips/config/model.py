@@ -31,7 +31,7 @@ from pydantic import (
 
 from wsi_ips.config.aggregator import AggregatorConfig
 from wsi_ips.config.encoder import LoraConfig, Side, TransformConfig
-from wsi_ips.config.section import Fraction, LayerWidth, Section, read_described
+from wsi_ips.config.section import FILLED_IN, Fraction, LayerWidth, Section, read_described
 from wsi_ips.config.survival import SurvivalConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.registry import check_known
@@ -179,9 +179,9 @@ class ScorerConfig(Section):
 
     checkpoint: Path | None = None
     """A checkpoint of ``finetune`` whose aggregator scores patches. What it learned stays as it is."""
-    model: "ModelConfig | None" = None
+    model: "ModelConfig | None" = Field(default=None, json_schema_extra=FILLED_IN)
     """Its network on the features of the encoder. Training fills this in, and checkpoints hold it."""
-    sha256: str = ""
+    sha256: str = Field(default="", json_schema_extra=FILLED_IN)
     """Of the checkpoint. Training fills this in."""
 
     @model_validator(mode="before")
