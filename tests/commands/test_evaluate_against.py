@@ -83,8 +83,8 @@ def test_only_the_common_slides_are_compared(console: Console, tmp_path: Path) -
     assert float(row["a"]) == pytest.approx(roc_auc(chances(common), positive))
     told = json.loads((ours.run / "evaluation" / "against.json").read_text())
     assert told["slides"] == {"common": 24, "only_a": ["s05", "s27", "s28", "s29"], "only_b": ["s00", "s01"]}
-    assert "4 slides that only A has predicted are left out" in said.out
-    assert "2 slides that only B has predicted are left out" in said.out
+    assert "4 slides that only A has predicted: left out of the comparison" in said.out
+    assert "2 slides that only B has predicted: left out of the comparison" in said.out
 
 
 def test_patients_of_several_slides_have_figures_of_their_own(console: Console, tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ patches) and the datasets
                    unreadable and white), task_queries ({task: the query that it reads}), query_names (names of the
                    queries, for aggregators with an attention row for every class), number_tasks (names of the
                    tasks whose outputs are numbers and not classes; only where there are some), coarse (how much a
-                   coarse scorer let through, see :class:`wsi_ips.selection.coarse_report.CoarseReport`; or null). For
-                   several models, whose mean ``probabilities`` is, also spread ({task: {class: standard
+                   coarse scorer let through, see :class:`wsi_ips.selection.coarse_report.CoarseReport`; or null).
+                   For several models, whose mean ``probabilities`` is, also spread ({task: {class: standard
                    deviation}}); all datasets are then those of the first model, and checkpoint names all of them.
                    For a slide that was read as a part of its case also case (case_id, slides, share, patches, see
                    :class:`wsi_ips.inference.results.PartOfCase`): probabilities are then those of the case,
