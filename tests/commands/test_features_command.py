@@ -244,3 +244,37 @@ def test_another_aggregator_learns_and_predicts(
     result = read_result(run / "attention" / "s3.h5")
     assert result.attention_NHT.shape == (63, *{"transmil": (8, 1), "clam_mb": (1, 2)}[name])
     assert (result.kept_contributions_MK is not None) == (name == "clam_mb")
+
+
+def test_one_without_a_score_reads_what_another_checkpoint_keeps(
+    console: Console, recipe: Path, tmp_path: Path
+) -> None:
+    """``selection.scorer``: ABMIL's scores fill the memory, and TransMIL reads the 16 patches."""
+    manifest, features = data(tmp_path, clam=False), tmp_path / "features"
+    settings = yaml.safe_load(recipe.read_text())
+    del settings["model"]["attention"]
+    settings["training"] = {**settings["training"], "epochs": 2}
+    recipe.write_text(yaml.safe_dump(settings))
+    learn = ("finetune", manifest, "--features", features, "--recipe", recipe)
+    said = console(*learn, "--out", tmp_path / "abmil", "--set", "model.aggregator=abmil")
+    assert said.code == 0, said.err
+    scorer = tmp_path / "abmil" / "model.safetensors"
+    transmil = (*learn, "--out", tmp_path / "transmil", "--set", "model.aggregator=transmil")
+    said = console(*transmil)
+    assert said.code == 2
+    assert "selection.scorer=CHECKPOINT" in said.complaint
+    said = console(*transmil, "--set", f"selection.scorer={tmp_path / 'none.safetensors'}")
+    assert said.code == 2
+    assert "none.safetensors" in said.complaint
+    said = console(*transmil, "--set", f"selection.scorer={scorer}")
+    assert said.code == 0, said.err
+    results = []
+    for model in ("abmil", "transmil"):
+        checkpoint, run = tmp_path / model / "model.safetensors", tmp_path / f"{model}_run"
+        said = console("predict", "--features", features, "--checkpoint", checkpoint, "--out", run)
+        assert said.code == 0, said.err
+        results.append(read_result(run / "attention" / "s3.h5"))
+    kept, read = results
+    assert read.kept_ids_M.tolist() == kept.kept_ids_M.tolist()
+    np.testing.assert_array_equal(read.attention_NHT, kept.attention_NHT)
+    assert read.probabilities != kept.probabilities

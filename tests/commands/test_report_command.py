@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -427,3 +428,61 @@ def test_the_report_of_a_training_shows_its_model_card(console: Console, tmp_pat
     assert "# Model card\n\nfor &lt;b&gt;research&lt;/b&gt;" in (run / "report.html").read_text()
     (training / "MODEL_CARD.md").write_bytes(b"x" * (2**20 + 1))
     assert "MODEL_CARD.md: is larger than" in console("report", run, "--training", training).complaint
+
+
+def test_a_comparison_with_another_run_is_told(console: Console, tmp_path: Path) -> None:
+    """``evaluate --against``: both runs' figures, the differences, intervals and p values."""
+    rng = np.random.default_rng(3)
+    runs = {}
+    for name, noise in (("ours", 0.2), ("theirs", 0.6)):
+        (tmp_path / name).mkdir()
+        slides = [
+            Slide(f"s{n:02}", float(np.clip((0.3 if n % 3 else 0.7) + noise * rng.normal(), 0.01, 0.99)))
+            for n in range(30 if name == "ours" else 28)
+        ]
+        runs[name] = make_run(tmp_path / name, slides)
+    ours, theirs = runs.values()
+    manifest = manifest_of(tmp_path, [Slide(f"s{n:02}", 0.5) for n in range(30)])
+    evaluate = ("evaluate", ours, manifest, "--bootstrap", "50", "--no-plots")
+    assert console(*evaluate, "--against", theirs).code == 0
+    assert console("report", ours, "--top", "0").code == 0
+    text = text_of(ours / "report.html")
+    told = json.loads((ours / "evaluation" / "against.json").read_text())
+    assert "Against another run 28 slides of split test that both have predicted" in text
+    assert "2 slides that only A has predicted: left out" in text
+    assert "50 bootstrap resamples of patients, drawn alike for both" in text
+    (auc,) = [each for each in told["figures"] if each["figure"] == "auc"]
+    row = " ".join(
+        f"{auc[side]:.3f} {auc[f'{side}_low']:.3f} to {auc[f'{side}_high']:.3f}"
+        for side in ("a", "b", "difference")
+    )
+    assert f"AUC {row} {auc['delong_p']:.2g}" in text
+    told["b"] = "<script>alert(1)</script>"
+    (ours / "evaluation" / "against.json").write_text(json.dumps(told))
+    assert console("report", ours, "--top", "0").code == 0
+    assert "<script>alert" not in (ours / "report.html").read_text()
+    # A later evaluation without a comparison leaves none behind.
+    assert console(*evaluate).code == 0
+    assert console("report", ours, "--top", "0").code == 0
+    assert "Against another run" not in text_of(ours / "report.html")
+    (ours / "evaluation" / "against.json").write_text('{"a": 1}')
+    said = console("report", ours, "--evaluation", ours / "evaluation")
+    assert said.code == 2
+    assert "against.json: is no comparison (a: " in said.complaint
+
+
+def test_a_comparison_of_too_few_slides_says_so(console: Console, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    ours, theirs = (
+        make_run(tmp_path / name, [Slide(s.slide_id, 0.1 + n / 20) for n, s in enumerate(slides)])
+        for name, slides in (("a", TWELVE), ("b", TWELVE[::-1]))
+    )
+    manifest = manifest_of(tmp_path, TWELVE)
+    assert (
+        console("evaluate", ours, manifest, "--against", theirs, "--bootstrap", "20", "--no-plots").code == 0
+    )
+    assert console("report", ours, "--top", "0").code == 0
+    html = (ours / "report.html").read_text()
+    comparison = html[html.index('id="comparison"') :]
+    assert '<span title="4 cases of a class, and 5 are needed">too few for an interval</span>' in comparison

@@ -8,6 +8,7 @@ from wsi_ips.evaluation.task_scores import Scored, class_rows, kind_of, pool_cas
 
 BINARY = TaskConfig()
 SEVERAL = TaskConfig(classes=("benign", "adeno", "squamous"))
+GRADES = TaskConfig(name="grade", kind="ordinal", classes=("low", "middle", "high"))
 YES_OR_NO = TaskConfig(classes=("msi",), activation="sigmoid")
 LABELS = TaskConfig(classes=("er", "pr"), activation="sigmoid")
 NUMBER = TaskConfig(name="age", classes=("age",), activation="linear")
@@ -124,3 +125,56 @@ def test_labels_and_numbers_of_a_case() -> None:
     assert pooled.target_NC.tolist() == [[1, 0]]
     numbers = pool_cases(Scored.of(NUMBER, [{"age": 1.0}, {"age": 3.0}], [(2.0,), (4.0,)], "aa")).scored
     assert (numbers.output_NC.tolist(), numbers.target_NC.tolist()) == ([[2]], [[3]])
+
+
+def graded(*counts: int, task: TaskConfig = GRADES) -> Scored:
+    """So many cases of each grade, most of them called right."""
+    labels = [grade for grade, count in enumerate(counts) for _ in range(count)]
+    outputs = []
+    for number, label in enumerate(labels):
+        called = label if number % 4 else (label + 1) % 3
+        outputs.append(
+            {
+                name: 0.8 - 0.001 * number if place == called else 0.1
+                for place, name in enumerate(task.classes)
+            }
+        )
+    return Scored.of(task, outputs, labels, range(len(labels)))
+
+
+OVER_CLASSES = ("auc_macro", "balanced_accuracy", "f1_macro")
+
+
+def test_a_mean_over_classes_has_no_interval_where_one_of_them_is_rare() -> None:
+    rare = graded(20, 15, 4).intervals(resamples=50, seed=0)
+    for name in (*OVER_CLASSES, "auc_high"):
+        assert rare[name].why_none == "4 cases of a class, and 5 are needed", name
+        assert math.isnan(rare[name].low)
+        assert math.isfinite(rare[name].value)
+    for name in ("auc_low", "quadratic_kappa", "accuracy", "brier", "ece"):
+        assert not rare[name].why_none, name
+        assert rare[name].low < rare[name].high, name
+    enough = graded(20, 15, 5).intervals(resamples=50, seed=0)
+    assert all(enough[name].low < enough[name].high for name in (*OVER_CLASSES, "quadratic_kappa"))
+
+
+def test_a_class_that_nobody_has_is_not_in_the_mean() -> None:
+    found = graded(20, 15, 0).intervals(resamples=50, seed=0)
+    assert math.isnan(found["auc_high"].value)
+    assert all(not found[name].why_none for name in OVER_CLASSES)
+
+
+def test_kappa_needs_cases_outside_the_most_frequent_class() -> None:
+    why = "4 cases outside the most frequent class, and 5 are needed"
+    assert graded(30, 2, 2).intervals(resamples=20, seed=0)["quadratic_kappa"].why_none == why
+    assert not graded(30, 3, 2).intervals(resamples=20, seed=0)["quadratic_kappa"].why_none
+
+
+def test_of_several_labels_the_rarest_decides_for_the_means_too() -> None:
+    outputs = [{"er": (number % 7) / 7, "pr": (number % 5) / 5} for number in range(30)]
+    targets = [(float(number % 2), float(number < 4)) for number in range(30)]
+    found = Scored.of(LABELS, outputs, targets, range(30)).intervals(resamples=50, seed=0)
+    for name in ("auc_macro", "f1_macro", "auc_pr"):
+        assert found[name].why_none == "4 cases of a class, and 5 are needed", name
+    assert not found["auc_er"].why_none
+    assert not found["exact_match"].why_none

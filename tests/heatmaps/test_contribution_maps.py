@@ -27,7 +27,7 @@ from wsi_ips.heatmaps.overlay import draw_overlay
 from wsi_ips.heatmaps.patch_sheet import PatchSheet
 from wsi_ips.heatmaps.pyramids import DeepZoom, OmeTiff, OmeZarr
 from wsi_ips.heatmaps.regions import AsapRegions, QuPathGeoJson
-from wsi_ips.inference.results import SlideResult
+from wsi_ips.inference.results import SlideResult, read_result, write_result
 
 ADDED = {3: 2.5, 8: 0.0702, 20: -0.0702, 21: -0.5, 30: 1e-4}
 DRAWN = drawn()
@@ -73,6 +73,31 @@ def test_the_class_of_one_or_two_is_the_last_and_of_more_the_likeliest(
 ) -> None:
     result = replace(DRAWN.heat.result, probabilities=probabilities)
     assert choose_output(result, **choice) == output
+
+
+SCORES = {"ages": {"low": 0.2, "middle": 0.7, "high": 0.5}}
+
+
+def test_of_numbers_none_is_the_likeliest_and_the_first_is_drawn(tmp_path: Path) -> None:
+    """Also of numbers between 0 and 1, which look like probabilities."""
+    told = replace(DRAWN.heat.result, probabilities=SCORES, task_queries={"ages": 0}, number_tasks=("ages",))
+    write_result(tmp_path / "told.h5", told)
+    stored = read_result(tmp_path / "told.h5")
+    assert stored.number_tasks == ("ages",)
+    assert choose_output(stored) == ("ages", "low")
+    assert choose_output(stored, class_name="high") == ("ages", "high")
+    assert replace(DRAWN.heat, result=stored, task="ages").likeliest is None
+    assert list(predictions_in_words(stored)) == ["Predicted ages: low 0.200, middle 0.700, high 0.500"]
+    classes = replace(told, number_tasks=())
+    assert choose_output(classes) == ("ages", "middle")
+    write_result(tmp_path / "classes.h5", classes)
+    assert read_result(tmp_path / "classes.h5").number_tasks == ()
+
+
+def test_what_cannot_be_a_probability_is_a_number_in_results_of_earlier_versions_too() -> None:
+    for outputs in ({"a": 0.2, "b": 61.0, "c": 0.1}, {"a": -0.3, "b": 0.5}):
+        result = replace(DRAWN.heat.result, probabilities={"age": outputs}, task_queries={"age": 0})
+        assert choose_output(result) == ("age", "a")
 
 
 def test_survival_has_no_likeliest_class_and_its_risk_comes_first() -> None:

@@ -85,6 +85,23 @@ def test_it_learns_on_features_and_its_attention_is_kept(name: str, tmp_path: Pa
         assert choose_heat(stored, HeatOptions(map="attention", query=0)).shown == "Attention, label: normal"
 
 
+def test_a_result_says_which_tasks_are_of_numbers(tmp_path: Path) -> None:
+    given = on_features("abmil").model_dump()
+    given["model"]["tasks"] = [
+        {"name": "ages", "classes": ["low", "middle", "high"], "activation": "linear"},
+        {"name": "label"},
+        {"name": "marks", "classes": ["er", "pr"], "activation": "sigmoid"},
+        {"name": "death", "kind": "survival", "survival": {"time": "days", "event": "died", "at": [12]}},
+    ]
+    model = FinetuneConfig.model_validate(given).model
+    with features_bag(3).open(FinetuneConfig().streaming, CPU) as source:
+        reading = read_bag(build_net(model).eval(), source, on_features("abmil").selection)
+    result = SlideResult.of(reading, _coords(30), tasks=model.tasks, slide_path="a.svs", checkpoint="sha")
+    assert result.number_tasks == ("ages",)
+    write_result(tmp_path / "result.h5", result)
+    assert choose_heat(read_result(tmp_path / "result.h5")).output == ("ages", "low")
+
+
 def _coords(count: int) -> PatchCoords:
     ids = np.arange(count)
     return PatchCoords(

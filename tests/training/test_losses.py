@@ -110,8 +110,17 @@ def test_given_weights_are_taken_by_name() -> None:
         ({"class_weights": {"stage": {}}}, "no task 'stage'"),
         ({"class_weights": {"age": {"years": 2}}}, "no task 'age' with classes"),
         ({"class_weights": {"grade": {"z": 2}}}, "task grade has no class 'z'; known: a, b, c"),
-        ({"class_weights": {"grade": {"a": 0}}}, "greater than 0"),
-        ({"class_weights": "equal"}, "balanced"),
+        (
+            {"class_weights": {"grade": {"a": 0}}},
+            "task grade, class a: a weight is .*greater than 0, not '0'",
+        ),
+        ({"class_weights": {"grade": {"a": float("nan")}}}, "a finite number greater than 0, not 'nan'"),
+        ({"class_weights": {"grade": {"a": float("inf")}}}, "a finite number greater than 0, not 'inf'"),
+        ({"class_weights": {"grade": {"a": "x"}}}, "a finite number greater than 0, not 'x'"),
+        ({"class_weights": {"grade": {"a": None}}}, "a finite number greater than 0, not 'None'"),
+        ({"class_weights": {"grade": 3}}, "task grade: write {class: weight}, not '3'"),
+        ({"class_weights": float("nan")}, "write none, balanced, or .*, not 'nan'"),
+        ({"class_weights": "equal"}, "write none, balanced, or .*, not 'equal'"),
     ],
 )
 def test_weights_that_cannot_be_are_refused(training: dict[str, object], message: str) -> None:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from wsi_ips.commands.options import Outcome
 from wsi_ips.config import LETTERS, EncoderConfig, Section
-from wsi_ips.config.section import LARGEST_BYTES, NotPlainYaml, load_yaml
+from wsi_ips.config.section import FILLED_IN, LARGEST_BYTES, NotPlainYaml, load_yaml
 from wsi_ips.errors import ConfigError, one_line
 from wsi_ips.progress import Progress
 from wsi_ips.registry import Registry, did_you_mean
@@ -275,8 +275,12 @@ def _suggestion(loc: Sequence[str | int], job: type[Job]) -> str:
 
 
 def keys_of(section: type[BaseModel]) -> Iterator[str]:
-    """Every key that a section may hold, those of its own sections behind a dot. ``*`` is a place in a list."""
+    """Every key that a section may hold, those of its own sections behind a dot. ``*`` is a place in a list. What
+    training fills in is left out.
+    """
     for name, held in section.model_fields.items():
+        if held.json_schema_extra == FILLED_IN:
+            continue
         yield name
         for inner, listed in _sections(held.annotation):
             yield from (f"{name}.{'*.' if listed else ''}{below}" for below in keys_of(inner))

@@ -33,7 +33,8 @@ Map = Annotated[
 ClassName = Annotated[
     str | None,
     typer.Option(
-        "--class", help="Contribution, gradient: to this class; default: last of two, else likeliest."
+        "--class",
+        help="Contribution, gradient: to this class; default: last of two, else likeliest; of numbers, the first.",
     ),
 ]
 Task = Annotated[

@@ -32,7 +32,7 @@ class HeatOptions(Section):
     gradients: to this task's logits; none: the first task that has the class."""
     class_name: str | None = None
     """Contributions or gradients to this class; none: of one or two classes the last, of more the likeliest of the
-    slide, of survival the risk."""
+    slide, of survival the risk, of numbers the first."""
     query: NonNegativeInt | None = None
     """Attention of a query, by its index."""
     head: NonNegativeInt | None = None

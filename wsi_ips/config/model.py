@@ -31,7 +31,7 @@ from pydantic import (
 
 from wsi_ips.config.aggregator import AggregatorConfig
 from wsi_ips.config.encoder import LoraConfig, Side, TransformConfig
-from wsi_ips.config.section import Fraction, LayerWidth, Section, read_described
+from wsi_ips.config.section import FILLED_IN, Fraction, LayerWidth, Section, read_described
 from wsi_ips.config.survival import SurvivalConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.registry import check_known
@@ -174,6 +174,32 @@ class CoarseConfig(Section):
     """Cascade: epochs in which everything is let through, while the scorer learns what to look for."""
 
 
+class ScorerConfig(Section):
+    """A network that scores patches for the one that reads them. ``scorer: CHECKPOINT`` alone is the file."""
+
+    checkpoint: Path | None = None
+    """A checkpoint of ``finetune`` whose aggregator scores patches. What it learned stays as it is."""
+    model: "ModelConfig | None" = Field(default=None, json_schema_extra=FILLED_IN)
+    """Its network on the features of the encoder. Training fills this in, and checkpoints hold it."""
+    sha256: str = Field(default="", json_schema_extra=FILLED_IN)
+    """Of the checkpoint. Training fills this in."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_file_alone(cls, value: Any) -> Any:
+        return {"checkpoint": value} if isinstance(value, str | Path) else value
+
+    @model_validator(mode="after")
+    def _is_on_features(self, info: ValidationInfo) -> Self:
+        if self.model is None and (self.checkpoint is None or info.context == READ_NO_FILE):
+            raise ValueError(
+                "selection.scorer names a checkpoint; a checkpoint holds the network of its scorer"
+            )
+        if self.model is not None and self.model.encoder.features is None:
+            raise ValueError("selection.scorer.model works on features, so that it has no encoder of its own")
+        return self
+
+
 OUR_SELECTORS = ("ips", "attention_sampling", "cascade", "all", "random")
 """The selectors that come with wsi_ips. Other packages add theirs under the entry point group
 ``wsi_ips.selectors``."""
@@ -186,9 +212,10 @@ class SelectionConfig(Section):
     """``ips``: iterative patch selection over all patches (Bergner et al. 2023, section 3).
     ``attention_sampling``: patches are drawn from the attention of a coarse scorer. ``cascade``: IPS over the
     share of the tissue that a coarse scorer lets through. ``all``: every patch is read. An aggregator without a
-    score for single patches needs ``all``, and it suits stored features. Memory grows with the slide, in
-    training up to ``training.most_patches``. ``random``: M patches drawn uniformly, the baseline that selection
-    is compared with; in training, anew in every epoch. Or the name of a selector of another package.
+    score for single patches needs ``all``, ``random`` or a ``scorer``; ``all`` suits stored features. Memory
+    grows with the slide, in training up to ``training.most_patches``. ``random``: M patches drawn uniformly, the
+    baseline that selection is compared with; in training, anew in every epoch. Or the name of a selector of
+    another package.
     """
     rule: Literal["buffer", "global"] = "buffer"
     """``buffer``: the paper's running top-M memory; with several heads or queries it depends on the order of the
@@ -205,6 +232,11 @@ class SelectionConfig(Section):
     """Settings of ``attention_sampling``."""
     coarse: CoarseConfig = CoarseConfig()
     """The coarse scorer of ``attention_sampling`` and ``cascade``."""
+    scorer: ScorerConfig | None = None
+    """``ips`` and ``cascade``: a checkpoint whose aggregator ranks the patches in place of the model's own, which
+    reads those that are kept. It works on the features of the same encoder, which does not learn. None: the
+    aggregator of the model.
+    """
     seed: NonNegativeInt = 0
     """``random``: seed of the draw at prediction and validation, which is the same for a slide whenever it is
     read. In training ``training.seed`` decides, with the epoch and the slide.
@@ -227,8 +259,9 @@ class SelectionConfig(Section):
     @model_serializer(mode="wrap")
     def _without_later_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         dumped: dict[str, Any] = handler(self)
-        if not self.seed:  # so that stored settings of earlier versions keep their fingerprints
-            dumped.pop("seed", None)
+        for name in ("seed", "scorer"):  # so that stored settings of earlier versions keep their fingerprints
+            if not getattr(self, name):
+                dumped.pop(name, None)
         return dumped
 
     @field_validator("selector")
@@ -269,6 +302,11 @@ class SelectionConfig(Section):
             )
         if self.selector == "cascade" and scorer not in ("conv", "encoder"):
             raise ValueError(f"coarse.scorer: selector: cascade has conv and encoder, not {scorer}")
+        if self.scorer is not None and self.selector not in ("ips", "cascade"):
+            raise ValueError(
+                f"scorer goes with selector: ips or cascade, and {self.selector} ranks no patches by it: leave it "
+                "out"
+            )
         return self
 
 

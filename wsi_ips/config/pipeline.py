@@ -179,6 +179,18 @@ class FinetuneConfig(PipelineConfig):
         return self
 
     @model_validator(mode="after")
+    def _a_scorer_knows_the_encoder(self) -> Self:
+        encoder = self.model.encoder
+        if self.selection.scorer is None or encoder.features is not None:
+            return self
+        if encoder.trainable or encoder.batch_norm == "batch":
+            raise ValueError(
+                "selection.scorer scores the features of an encoder that does not change: set "
+                "model.encoder.trainable=false and batch_norm: frozen, or leave selection.scorer out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _selection_is_of_every_epoch(self) -> Self:
         if self.selection.selector != "ips" and self.training.select_every > 1:
             raise ValueError(
@@ -241,6 +253,8 @@ class FinetuneConfig(PipelineConfig):
         share, encoder = self.training.all_patches_first, self.model.encoder
         if self.selection.selector != "ips":
             return 0
+        if share is None and self.selection.scorer is not None:
+            share = 0.0  # the scores are good from the beginning
         if share is None:
             learns = encoder.trainable and encoder.name != "features"
             share = 0.0 if learns or self.model.attention.block == "paper" else ALL_PATCHES_FIRST

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.config import JsonDict
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from wsi_ips.errors import ConfigError, one_line
@@ -119,6 +120,8 @@ def _refuse_doubles(node: MappingNode) -> None:
             seen.add(key.value)
 
 
+FILLED_IN: JsonDict = {"filled_in": True}
+"""Marks a field that training fills in: it is no setting, and is not offered as one."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 """A number in 0..1."""
 LayerWidth = Annotated[int, Field(gt=0, le=65_536)]

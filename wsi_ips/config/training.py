@@ -1,5 +1,6 @@
 """The settings of how a network learns: :class:`TrainingConfig`."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +20,32 @@ from pydantic import (
 from wsi_ips.config.aggregator import AgainstCollapseConfig
 from wsi_ips.config.section import Fraction, Section
 
-ClassWeights = Literal["none", "balanced"] | dict[str, dict[str, PositiveFloat]]
+
+def _weights_of_classes(value: Any) -> Any:
+    """Say of weights that cannot be what is wrong with them, which the union below would not."""
+    if not isinstance(value, Mapping):
+        if value not in ("none", "balanced"):
+            raise ValueError(f"write none, balanced, or {{task: {{class: weight}}}}, not {str(value)[:60]!r}")
+        return value
+    for task, given in value.items():
+        if not isinstance(given, Mapping):
+            raise ValueError(f"task {task}: write {{class: weight}}, not {str(given)[:60]!r}")
+        for name, weight in given.items():
+            try:
+                fits = 0 < float(weight) < math.inf
+            except (TypeError, ValueError, OverflowError):
+                fits = False
+            if not fits:
+                raise ValueError(
+                    f"task {task}, class {name}: a weight is a finite number greater than 0, not "
+                    f"{str(weight)[:60]!r}"
+                )
+    return value
+
+
+ClassWeights = Annotated[
+    Literal["none", "balanced"] | dict[str, dict[str, PositiveFloat]], BeforeValidator(_weights_of_classes)
+]
 """``balanced``: rare classes weigh as much as frequent ones, by the training labels. Or ``{task: {class:
 weight}}``, where classes that are left out weigh 1.
 """

@@ -36,6 +36,14 @@ Rarest = int | Mapping[str, int] | None
 figure that has one. None: that does not matter.
 """
 
+OF_A_CLASS = "of a class"
+OUTSIDE_THE_COMMONEST = "outside the most frequent class"
+
+Counted = str | Mapping[str, str]
+"""What :data:`Rarest` counts, in words: for all figures, or for each figure that counts something else than cases
+of a class.
+"""
+
 LEVEL = 0.95
 """Level of the intervals."""
 
@@ -47,7 +55,9 @@ there were.
 FEWEST_OF_A_CLASS = 5
 """Fewest cases of either class of a yes-or-no task, of a class whose own AUC is told, and with a lesion for FROC,
 and fewest events of a survival task, for the same reason: how well two classes are told apart is known no better
-than the smaller one.
+than the smaller one. A mean over classes, each of which counts the same, is known no better than its rarest class.
+For kappa it is the cases outside the most frequent class: it is relative to chance, which calling everything that
+class reaches.
 """
 
 LOWER_IS_BETTER = ("brier", "ece", "mae", "rmse", "ibs")
@@ -85,7 +95,7 @@ class Interval:
         return ends | ({"why_none": self.why_none} if self.why_none else {})
 
 
-def too_few(cases: Sequence[Hashable], *, rarest: int | None = None, of: str = "of a class") -> str:
+def too_few(cases: Sequence[Hashable], *, rarest: int | None = None, of: str = OF_A_CLASS) -> str:
     """Why an interval over these cases would mean nothing, in a few words; "" if it would mean something.
 
     Args:
@@ -102,13 +112,13 @@ def too_few(cases: Sequence[Hashable], *, rarest: int | None = None, of: str = "
 
 
 def _without_too_few(
-    intervals: Mapping[str, Interval], cases: Sequence[Hashable], rarest: Rarest, of: str
+    intervals: Mapping[str, Interval], cases: Sequence[Hashable], rarest: Rarest, of: Counted
 ) -> dict[str, Interval]:
     """The same figures, without the intervals of those whose cases are :func:`too_few`."""
     stated = {}
     for name, interval in intervals.items():
         its = rarest.get(name) if isinstance(rarest, Mapping) else rarest
-        why = too_few(cases, rarest=its, of=of)
+        why = too_few(cases, rarest=its, of=of if isinstance(of, str) else of.get(name, OF_A_CLASS))
         stated[name] = Interval.not_stated(interval.value, why) if why else interval
     return stated
 
@@ -154,7 +164,7 @@ def bootstrap(
     seed: int = 0,
     level: float = LEVEL,
     rarest: Rarest = None,
-    of: str = "of a class",
+    of: Counted = OF_A_CLASS,
 ) -> dict[str, Interval]:
     """Percentile intervals of figures, by resampling cases; none of cases that are :func:`too_few`.
 
@@ -204,7 +214,7 @@ class Pair:
     cases: Sequence[Hashable]
     strata: Sequence[Hashable] | None = None
     rarest: Rarest = None
-    of: str = "of a class"
+    of: Counted = OF_A_CLASS
 
     def lead(self, picked: Picked) -> dict[str, float]:
         """Each figure of ``one`` minus that of ``other`` on these slides. Only figures that both have."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import Target
 from wsi_ips.evaluation import slide_level as level
-from wsi_ips.evaluation.intervals import Interval, Picked, bootstrap
+from wsi_ips.evaluation.intervals import OUTSIDE_THE_COMMONEST, Interval, Picked, bootstrap
 from wsi_ips.evaluation.slide_level import Reliability, brier, brier_of_classes, reliability, top_label
 from wsi_ips.evaluation.staging import quadratic_kappa
 
@@ -172,24 +172,49 @@ class Scored:
             resamples=resamples,
             seed=seed,
             rarest=self.rarest,
+            of=self.counted,
         )
 
     @property
     def rarest(self) -> int | dict[str, int]:
-        """Cases of the smaller class of a binary task. For others, cases with or without a class, whichever are
-        fewer, for the AUC of each class; the other figures span classes, or are of numbers.
+        """Cases of the smaller class of a binary task.
+
+        For others, a number for each figure that a rare class decides: for the AUC of each class, cases with or
+        without it, whichever are fewer; for means over classes (``auc_macro``, ``balanced_accuracy``,
+        ``f1_macro``), those of the rarest class that is in the mean; for ``quadratic_kappa``, cases outside the
+        most frequent class. The remaining figures are means over slides, or are of numbers.
         """
         if self.kind == "binary":
             highest = dict(zip(self.case, self.strata or (), strict=True))
             return int(np.bincount(list(highest.values()), minlength=2).min())
         if self.kind == "regression":
             return {}
-        fewest = {}
-        for column, name in enumerate(self.task.classes):
-            there_N = self.target_NC[:, column] > 0
-            with_it = {case for case, there in zip(self.case, there_N.tolist(), strict=True) if there}
-            fewest[f"auc_{name}"] = min(len(with_it), len(set(self.case) - with_it))
-        return fewest
+        n_cases = len(set(self.case))
+        with_it = [
+            len({case for case, there in zip(self.case, column_N, strict=True) if there})
+            for column_N in (self.target_NC > 0).T.tolist()
+        ]
+        either = [min(count, n_cases - count) for count in with_it]
+        fewest = {f"auc_{name}": count for name, count in zip(self.task.classes, either, strict=True)}
+        # A class that no case has, or that all have, has no AUC, and is not in the mean.
+        fewest["auc_macro"] = min(filter(None, either), default=0)
+        fewest["balanced_accuracy"] = fewest["f1_macro"] = min(filter(None, with_it), default=0)
+        return fewest | (
+            {"quadratic_kappa": self._outside_the_commonest} if self.kind == "multiclass" else {}
+        )
+
+    @property
+    def _outside_the_commonest(self) -> int:
+        """Cases with a slide of another class than the most frequent one. Only for a multi-class task."""
+        commonest = int(np.bincount(self.label).argmax())
+        return len(
+            {case for case, label in zip(self.case, self.label.tolist(), strict=True) if label != commonest}
+        )
+
+    @property
+    def counted(self) -> Mapping[str, str]:
+        """What :attr:`rarest` counts, in words, for figures for which that is not cases of a class."""
+        return {"quadratic_kappa": OUTSIDE_THE_COMMONEST}
 
 
 def kind_of(task: TaskConfig) -> Kind:

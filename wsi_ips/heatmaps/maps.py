@@ -121,7 +121,7 @@ class Heat:
     def likeliest(self) -> str | None:
         """The likeliest class of ``task``; None without a task, or where its output is a mere number."""
         classes = self.result.probabilities.get(self.task or "", {})
-        if len(classes) < 2 or are_of_survival(list(classes)):
+        if len(classes) < 2 or are_of_survival(list(classes)) or are_numbers(self.result, self.task or ""):
             return None
         return max(classes, key=lambda name: classes[name])
 
@@ -274,12 +274,25 @@ def outputs(result: SlideResult) -> list[Output]:
     return [(task, name) for task, classes in result.probabilities.items() for name in classes]
 
 
+def are_numbers(result: SlideResult, task: str) -> bool:
+    """Whether the outputs of a task are numbers (regression), and not probabilities of classes.
+
+    Results of earlier versions do not say so; there, outputs that cannot be probabilities are numbers.
+    """
+    outputs = result.probabilities.get(task, {})
+    if are_of_survival(list(outputs)):
+        return False
+    return task in result.number_tasks or any(not 0 <= value <= 1 for value in outputs.values())
+
+
 def choose_output(result: SlideResult, *, task: str | None = None, class_name: str | None = None) -> Output:
     """The output with this task and class; what is not named is chosen.
 
     The task is the first one that has the class. The class is the last one of a task with one or two classes,
     which is what a yes-or-no task looks for, and the likeliest one of a task with more; of a survival task it is
-    the risk. Raises :class:`ConfigError` for a task or class that the model does not have.
+    the risk, and of numbers the first, as none of them is likelier than another.
+
+    Raises :class:`ConfigError` for a task or class that the model does not have.
     """
     slide_id, tasks = result.coords.slide_id, result.probabilities
     if task is not None and task not in tasks:
@@ -293,6 +306,8 @@ def choose_output(result: SlideResult, *, task: str | None = None, class_name: s
     classes = tasks[task]
     if class_name is None and are_of_survival(list(classes)):
         return task, RISK
+    if class_name is None and are_numbers(result, task):
+        return task, next(iter(classes))
     if class_name is None:
         likeliest = max(classes, key=lambda name: classes[name])
         class_name = likeliest if len(classes) > 2 else list(classes)[-1]
@@ -451,10 +466,12 @@ def _some(count: int) -> str:
 
 
 def predictions_in_words(result: SlideResult) -> Iterator[str]:
-    """One line per task with its likeliest three classes, likeliest first; of survival, the risk first."""
+    """One line per task with its likeliest three classes, likeliest first; of survival, the risk first, and of
+    numbers the first three in their order.
+    """
     for task, probabilities in result.probabilities.items():
         likeliest = list(probabilities.items())
-        if not are_of_survival(list(probabilities)):
+        if not are_of_survival(list(probabilities)) and not are_numbers(result, task):
             likeliest.sort(key=lambda item: -item[1])
         more = ", ..." if len(likeliest) > 3 else ""
         yield f"Predicted {task}: " + ", ".join(f"{name} {p:.3f}" for name, p in likeliest[:3]) + more

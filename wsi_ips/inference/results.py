@@ -21,9 +21,10 @@ patches) and the datasets
                    (SHA-256), made_from (what was read, with which resolution and settings, see
                    :class:`wsi_ips.inference.made_from.MadeFrom`; or null), bad_tiles (names of tiles that were
                    unreadable and white), task_queries ({task: the query that it reads}), query_names (names of the
-                   queries, for aggregators with an attention row for every class), coarse (how much a coarse
-                   scorer let through, see :class:`wsi_ips.selection.coarse_report.CoarseReport`; or null). For
-                   several models, whose mean ``probabilities`` is, also spread ({task: {class: standard
+                   queries, for aggregators with an attention row for every class), number_tasks (names of the
+                   tasks whose outputs are numbers and not classes; only where there are some), coarse (how much a
+                   coarse scorer let through, see :class:`wsi_ips.selection.coarse_report.CoarseReport`; or null).
+                   For several models, whose mean ``probabilities`` is, also spread ({task: {class: standard
                    deviation}}); all datasets are then those of the first model, and checkpoint names all of them.
                    For a slide that was read as a part of its case also case (case_id, slides, share, patches, see
                    :class:`wsi_ips.inference.results.PartOfCase`): probabilities are then those of the case,
@@ -171,6 +172,8 @@ class SlideResult:
         bad_tiles: Names of tiles that were unreadable and white.
         task_queries: ``{task: the query that it reads}``; empty if unknown.
         query_names: The name of each query, if the aggregator names them; otherwise empty.
+        number_tasks: Names of the tasks whose outputs are numbers (regression), of which none is the likeliest.
+            Empty also for a file of an earlier version, which did not say so.
         coarse: What a coarse scorer let through, if there was one.
         spread: The standard deviation of each probability over several models; empty for one.
         case: If the slide was read as a part of its case, what it is in it. ``probabilities`` are then those of
@@ -196,6 +199,7 @@ class SlideResult:
     bad_tiles: tuple[str, ...] = ()
     task_queries: Mapping[str, int] = field(default_factory=dict)
     query_names: tuple[str, ...] = ()
+    number_tasks: tuple[str, ...] = ()
     coarse: CoarseReport | None = None
     spread: Probabilities = field(default_factory=dict)
     case: PartOfCase | None = None
@@ -246,6 +250,9 @@ class SlideResult:
             bad_tiles=tuple(bad_tiles),
             task_queries=rows,
             query_names=names,
+            number_tasks=tuple(
+                task.name for task in tasks if task.activation == "linear" and task.survival is None
+            ),
             coarse=reading.coarse,
             case=case,
         )
@@ -342,6 +349,8 @@ def write_result(path: Path, result: SlideResult, *, embeddings: bool = False) -
         }
         if result.query_names:
             about["query_names"] = list(result.query_names)
+        if result.number_tasks:
+            about["number_tasks"] = list(result.number_tasks)
         if result.spread:
             about["spread"] = {task: dict(classes) for task, classes in result.spread.items()}
         if result.case is not None:
@@ -405,6 +414,7 @@ def _take_result(file: Any, path: Path) -> SlideResult:
         bad_tiles=tuple(str(name) for name in about["bad_tiles"]),
         task_queries=_task_queries(about["task_queries"]),
         query_names=tuple(str(name) for name in about.get("query_names", [])),
+        number_tasks=tuple(str(name) for name in about.get("number_tasks", [])),
         coarse=None if about["coarse"] is None else CoarseReport.from_json(about["coarse"]),
         spread=_probabilities(about.get("spread", {})),
         case=None if about.get("case") is None else PartOfCase.from_json(about["case"]),
@@ -461,7 +471,7 @@ def _rows(reading: "SlideReading", tasks: Sequence[TaskConfig]) -> tuple[dict[st
     if rows is None:
         return task_queries(tasks), ()
     stored = reading.store.logits().shape[2]
-    if stored != reading.bag.attention_BHTM.shape[2]:
+    if stored != (len(reading.bag.row_names) or reading.bag.attention_BHTM.shape[2]):
         return dict.fromkeys(rows, 0), ()
     return dict(rows), reading.bag.row_names
 

@@ -5,7 +5,7 @@ What a network costs: its parameters, and the multiply-adds of its convolutions 
 Start with :func:`cost_of`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,12 +13,21 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from wsi_ips.config import AggregatorConfig, AttentionConfig, EncoderConfig, ModelConfig, SelectionConfig
+from wsi_ips.config import (
+    AggregatorConfig,
+    AttentionConfig,
+    EncoderConfig,
+    ModelConfig,
+    ScorerConfig,
+    SelectionConfig,
+    task_queries,
+)
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.aggregators.base import Aggregator
 from wsi_ips.models.aggregators.checked import CheckedAggregator, built_aggregator
 from wsi_ips.models.aggregators.registry import AGGREGATORS, aggregator_kind, aggregator_options
 from wsi_ips.models.attention import CrossAttention, DirectAttention
+from wsi_ips.models.checkpoint_head import checkpoint_config
 from wsi_ips.models.coarse import Coarse, ConvScorer, EncoderScorer
 from wsi_ips.models.encoders.ats_encoders import MegapixelMnistEncoder, SpeedLimitsEncoder, as_keras
 from wsi_ips.models.encoders.timm_encoder import FeatureEncoder, PlainProjector, Projector, TimmEncoder
@@ -95,7 +104,10 @@ def build_net(config: ModelConfig, selection: SelectionConfig | None = None) -> 
     """
     encoder, feature_dim = _encoder(config.encoder)
     dim, projector, attention = _aggregator(config, feature_dim)
+    scorer = None
     if selection is not None:
+        if selection.scorer is not None:
+            scorer = _scorer(selection.scorer, config, feature_dim)
         _check_scores(attention, config, selection)
     _check_tasks(attention, config)
     heads = Heads(attention.token_dim, config.tasks)
@@ -107,7 +119,14 @@ def build_net(config: ModelConfig, selection: SelectionConfig | None = None) -> 
     if config.aggregator is not None and config.aggregator.name not in AGGREGATORS.members:
         checked = CheckedAggregator(config.aggregator.name, config.tasks)
     return IPSNet(
-        encoder, attention, heads, projector=projector, positions=positions, coarse=coarse, checked=checked
+        encoder,
+        attention,
+        heads,
+        projector=projector,
+        positions=positions,
+        coarse=coarse,
+        checked=checked,
+        scorer=scorer,
     )
 
 
@@ -117,14 +136,75 @@ def check_aggregator(config: ModelConfig, selection: SelectionConfig) -> None:
     A long preparation, such as finding tissue, need not come first. The state of torch's random numbers stays.
 
     Raises :class:`ConfigError` for an aggregator that is not known, settings that it does not have, tasks that it
-    cannot learn, or a selector that needs scores which it does not have.
+    cannot learn, a selector that needs scores which it does not have, or a ``selection.scorer`` that cannot give
+    them; :class:`CheckpointError` where the file of the scorer is missing or broken.
     """
+    if selection.scorer is not None:
+        with torch.random.fork_rng(devices=[]):
+            _scorer(selection.scorer, config, config.encoder.features)
     if config.aggregator is None:
         return
     with torch.random.fork_rng(devices=[]):
         _, _, aggregator = _aggregator(config, feature_dim=1)
     _check_scores(aggregator, config, selection)
     _check_tasks(aggregator, config)
+
+
+def scorer_model(scorer: ScorerConfig, feature_dim: int | None) -> ModelConfig:
+    """The network of ``selection.scorer`` on features ``feature_dim`` wide (None: of any width), read from its
+    checkpoint unless the configuration holds it already.
+
+    Raises:
+        CheckpointError: The checkpoint is missing or broken.
+        ConfigError: It has no network that scores patches one by one, or learned from features of another width.
+    """
+    if scorer.model is not None:
+        return scorer.model
+    assert scorer.checkpoint is not None
+    held = checkpoint_config(scorer.checkpoint)
+    if held.selection.selector == "attention_sampling":
+        raise ConfigError(
+            f"selection.scorer: {scorer.checkpoint} was trained with attention sampling, which scores no patches "
+            "that were encoded: take a model of selection.selector ips, such as abmil"
+        )
+    width = held.model.encoder.features
+    if width is not None and feature_dim not in (None, width):
+        raise ConfigError(
+            f"selection.scorer: {scorer.checkpoint} reads features of width {width}, and those of this model are "
+            f"{feature_dim} wide: take a model of the same features"
+        )
+    encoder = EncoderConfig(
+        name="features", features=feature_dim or width or 1, project=held.model.encoder.project
+    )
+    return held.model.model_copy(update={"encoder": encoder})
+
+
+def _scorer(scorer: ScorerConfig, config: ModelConfig, feature_dim: int | None) -> IPSNet:
+    """The network of ``selection.scorer``.
+
+    Raises ConfigError if it does not score patches one by one, or has other tasks: the maps of this model are
+    drawn from the rows of its tasks.
+    """
+    model = scorer_model(scorer, feature_dim)
+    net = build_net(model)
+    where = scorer.checkpoint or "its model"
+    if not net.attention.scores_patches:
+        name = "attention" if model.aggregator is None else model.aggregator.name
+        raise ConfigError(
+            f"selection.scorer: {where} is a {name}, which has no score for a single patch: take a model that "
+            "has one, such as direct, abmil or abmilx"
+        )
+    theirs, ours = ([(task.name, task.classes) for task in each.tasks] for each in (model, config))
+    if theirs != ours or task_queries(model.tasks) != task_queries(config.tasks):
+        raise ConfigError(
+            f"selection.scorer: {where} learned {_tasks_said(theirs)}, and this model learns {_tasks_said(ours)}: "
+            "take a model of the same tasks"
+        )
+    return net
+
+
+def _tasks_said(tasks: Sequence[tuple[str, Sequence[str]]]) -> str:
+    return "; ".join(f"{name} ({', '.join(map(str, classes))})" for name, classes in tasks)
 
 
 def complete_model(config: ModelConfig) -> ModelConfig:
@@ -268,9 +348,12 @@ def _check_scores(aggregator: Aggregator, config: ModelConfig, selection: Select
     """Raise ConfigError if patches are to be selected by scores that the aggregator does not have."""
     if aggregator.scores_patches or selection.selector in ("all", "random") or selection.is_outside:
         return
+    if selection.scorer is not None:
+        return
     name = "attention" if config.aggregator is None else config.aggregator.name
     raise ConfigError(
         f"model.aggregator: {name} has no score for a single patch, so selection.selector: {selection.selector} "
         "cannot rank patches by it; set selection.selector=all, which reads every patch (best with encoder.name: "
-        "features), or random, or take an aggregator that scores patches, such as direct, abmil or abmilx"
+        "features), or random, or selection.scorer=CHECKPOINT, a model whose scores fill the memory, or take an "
+        "aggregator that scores patches, such as direct, abmil or abmilx"
     )

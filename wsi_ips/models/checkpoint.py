@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from wsi_ips import __version__
-from wsi_ips.config import ModelConfig, PipelineConfig
+from wsi_ips.config import ModelConfig, PipelineConfig, SelectionConfig
 from wsi_ips.errors import CheckpointError, one_line
-from wsi_ips.models.build import build_selecting_net
+from wsi_ips.models.build import build_selecting_net, scorer_model
 from wsi_ips.models.checkpoint_head import (
     FORMAT,
     HOW_TO_FIX,
@@ -46,7 +46,7 @@ from wsi_ips.models.encoders.lora import (
     with_fingerprint,
 )
 from wsi_ips.models.encoders.registry import check_code_allowed
-from wsi_ips.models.ips_net import BagNet
+from wsi_ips.models.ips_net import BagNet, IPSNet
 from wsi_ips.models.origins import MADE_BY, differences, names_of, origins_of, stored_origins
 from wsi_ips.storage.files import no_empty_folder, whole_file
 
@@ -249,7 +249,7 @@ def begin_from(net: BagNet, path: Path) -> None:
     """Put the weights of a checkpoint into ``net``, to begin a training from them.
 
     If the checkpoint was trained on stored features, all weights but those of the encoder are taken. If it has
-    no coarse scorer, the one of ``net`` stays as it was built.
+    no coarse scorer, or no ``selection.scorer``, the one of ``net`` stays as it is.
 
     Raises:
         CheckpointError: The file cannot be read, or any other weight is missing or of another shape.
@@ -265,8 +265,9 @@ def begin_from(net: BagNet, path: Path) -> None:
     given, wanted = theirs.state_dict(), net.state_dict()
     if pipeline.model.encoder.features is not None:
         wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith("encoder.")}
-    if not any(name.startswith("coarse.") for name in given):
-        wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith("coarse.")}
+    for part in ("coarse.", "scorer."):
+        if not any(name.startswith(part) for name in given):
+            wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith(part)}
     unfit = [
         name
         for name in sorted(given.keys() | wanted.keys())
@@ -279,6 +280,48 @@ def begin_from(net: BagNet, path: Path) -> None:
             "give training.start a checkpoint of the same encoder width, attention and tasks",
         )
     net.load_state_dict(given, strict=False)
+
+
+def load_scorer(net: IPSNet, config: PipelineConfig) -> SelectionConfig:
+    """Put the weights of the checkpoint ``selection.scorer`` into ``net.scorer``.
+
+    Returns the selection with the scorer's network and the SHA-256 of the file, as the checkpoint of ``net`` holds
+    it.
+
+    Raises:
+        CheckpointError: The file cannot be read, its encoder is another than that of ``net``, or it saw patches of
+            another size.
+    """
+    scorer = config.selection.scorer
+    assert scorer is not None
+    assert scorer.checkpoint is not None
+    assert net.scorer is not None
+    path = scorer.checkpoint
+    theirs, pipeline = load_checkpoint(path)
+    if pipeline.model.encoder.features is None and config.model.encoder.features is None:
+        ours, its = net.encoder.state_dict(), theirs.encoder.state_dict()
+        same = ours.keys() == its.keys() and all(torch.equal(ours[name], its[name]) for name in ours)
+        if not same:
+            raise CheckpointError(
+                path,
+                "scores the features of another encoder than that of this model",
+                "give selection.scorer a model that was trained with the same encoder and trainable: false, or on "
+                "its stored features",
+            )
+        saw, sees = (
+            f"{each.patch_px} px at {each.patch_mpp:g} µm" for each in (pipeline.tiling, config.tiling)
+        )
+        if saw != sees:
+            raise CheckpointError(
+                path,
+                f"scores patches of {saw} per pixel, and this model reads {sees}",
+                "give selection.scorer a model that was trained on patches of the same size",
+            )
+    leave = ("encoder.", "coarse.", "scorer.")
+    state = {name: each for name, each in theirs.state_dict().items() if not name.startswith(leave)}
+    net.scorer.load_state_dict(state)
+    known = {"model": scorer_model(scorer, net.feature_width), "sha256": checkpoint_sha256(path)}
+    return config.selection.model_copy(update={"scorer": scorer.model_copy(update=known)})
 
 
 def named_base(config: ModelConfig, net: BagNet) -> ModelConfig:

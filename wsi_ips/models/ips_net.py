@@ -208,6 +208,8 @@ class IPSNet(BagNet):
             is, ``place_kind`` says.
         coarse: See :class:`BagNet`.
         checked: Checks what another package's ``attention`` returns. None: nothing is checked.
+        scorer: A network on the features of ``encoder`` that scores patches in place of this one. It does not
+            learn. None: this one does.
     """
 
     def __init__(
@@ -220,8 +222,10 @@ class IPSNet(BagNet):
         positions: Positions | None = None,
         coarse: nn.Module | None = None,
         checked: CheckedAggregator | None = None,
+        scorer: "IPSNet | None" = None,
     ) -> None:
         super().__init__(encoder, heads, projector=projector, coarse=coarse)
+        self.scorer = None if scorer is None else scorer.requires_grad_(False)
         self.attention = attention
         self.positions = positions
         self._checked = checked
@@ -230,6 +234,11 @@ class IPSNet(BagNet):
     def place_kind(self) -> PlaceKind | None:
         """In which form the network wants to be told where patches lie. None: it uses no places."""
         return None if self.positions is None else self.positions.kind
+
+    @property
+    def _drawn(self) -> Aggregator:
+        """The aggregator whose scores of all patches are the map of a slide."""
+        return self.attention if self.scorer is None else self.scorer.attention
 
     def logits(self, emb_nD: Tensor, places_n: Tensor) -> Tensor:
         """The attention logits (n, H, T) of embedded patches at these places."""
@@ -283,7 +292,7 @@ class IPSNet(BagNet):
         return replace(
             reading,
             contributions=contributions,
-            task_rows=self.attention.task_rows(reading.probabilities),
+            task_rows=self._drawn.task_rows(reading.probabilities),
         )
 
     def read_placed(self, x_nD: Tensor) -> BagReading:
@@ -357,7 +366,7 @@ class IPSNet(BagNet):
             self.heads.probabilities(logits),
             aggregated.tokens_BTE,
             aggregated.attention_BHTM,
-            row_names=self.attention.row_names(),
+            row_names=self._drawn.row_names(),
             read=BagsRead(aggregated, x_BMD, empty_BM, self.attention.bag_weight),
         )
 

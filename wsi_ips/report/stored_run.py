@@ -23,6 +23,7 @@ from wsi_ips.inference.predictions import PredictionRow, read_predictions
 from wsi_ips.inference.results import Probabilities
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.telemetry import SlideRow, SlideTelemetry, read_slide_table
+from wsi_ips.report.stored_comparison import StoredComparison, read_comparison
 from wsi_ips.storage.files import check_size, many_objects
 from wsi_ips.storage.held_folder import read_description
 from wsi_ips.storage.location import is_file_name
@@ -418,13 +419,15 @@ class Judged:
 class StoredEvaluation:
     """An evaluation as it is stored.
 
-    ``slides`` maps slide ids to {task: verdict}. ``plots`` are PNG files in reading order.
+    ``slides`` maps slide ids to {task: verdict}. ``plots`` are PNG files in reading order. ``comparison`` is with
+    another run on the same slides, if there is one.
     """
 
     folder: Path
     metrics: Metrics
     slides: Mapping[str, Mapping[str, Judged]]
     plots: Sequence[Path]
+    comparison: StoredComparison | None = None
 
 
 def read_evaluation(folder: Path, run: StoredRun) -> StoredEvaluation:
@@ -447,7 +450,8 @@ def read_evaluation(folder: Path, run: StoredRun) -> StoredEvaluation:
         ) from None
     names = ("roc*", "kaplan_meier*", "froc", "faithfulness*", "reliability*")
     plots = [plot for name in names for plot in sorted(folder.glob(f"{name}.png"))]
-    return StoredEvaluation(folder, metrics, _judged(folder / "slides.csv", run), plots)
+    judged = _judged(folder / "slides.csv", run)
+    return StoredEvaluation(folder, metrics, judged, plots, read_comparison(folder))
 
 
 def _judged(path: Path, run: StoredRun) -> dict[str, dict[str, Judged]]:

@@ -11,7 +11,8 @@ side.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
 
 import torch
@@ -102,17 +103,16 @@ def read_slide(
     clock = Clock(device_of(net))
     started = perf_counter()
 
-    def logits(emb_nD: Tensor, ids_n: Tensor) -> Tensor:
-        return net.logits(emb_nD, places_for(net, source, ids_n))
-
     with scoring(net):
         kept = _kept(
             ((chunk.ids_n, chunk.pixels_n3PP) for chunk in clock.timed(through(source))),
             selection,
-            encode=lambda pixels: clock.run(net.encode, pixels),
-            logits=logits,
+            encode=lambda pixels: clock.run(_seen_by(net), pixels),
+            logits=partial(_scores, net, source),
             store=store,
         )
+        if kept.emb_MD is not None and net.scorer is not None:
+            kept = replace(kept, emb_MD=net.projector(kept.emb_MD))
         # A running memory holds the embeddings already: nothing is encoded twice.
         emb_MD = kept.emb_MD
         if emb_MD is None:
@@ -151,12 +151,25 @@ def select(
         NotFinite: The network computed scores that are not finite.
     """
     chunks = ((chunk.ids_n, seen(chunk.pixels_n3PP, chunk.ids_n)) for chunk in source)
+    scorer = net if net.scorer is None else net.scorer
 
     def logits(features_nC: Tensor, ids_n: Tensor) -> Tensor:
-        return net.logits(net.projector(features_nC), places_for(net, source, ids_n))
+        return scorer.logits(scorer.projector(features_nC), places_for(scorer, source, ids_n))
 
     with scoring(net):
         return _kept(chunks, selection, encode=net.encoder, logits=logits, store=store)
+
+
+def _seen_by(net: IPSNet) -> Callable[[Tensor], Tensor]:
+    """What is made of patches before they are scored: embeddings, or features where another network scores."""
+    return net.encode if net.scorer is None else net.encoder
+
+
+def _scores(net: IPSNet, source: PatchSource, seen_n: Tensor, ids_n: Tensor) -> Tensor:
+    """The attention logits (n, H, T) of patches that :func:`_seen_by` saw."""
+    if net.scorer is None:
+        return net.logits(seen_n, places_for(net, source, ids_n))
+    return net.scorer.logits(net.scorer.projector(seen_n), places_for(net.scorer, source, ids_n))
 
 
 def _kept(
@@ -228,9 +241,9 @@ def score_part(
     with scoring(net):
         for chunk in clock.timed(through(source)):
             with span("encode"):
-                emb_nD = clock.run(net.encode, chunk.pixels_n3PP)
+                seen_n = clock.run(_seen_by(net), chunk.pixels_n3PP)
             with span("select"):
-                store.add(chunk.ids_n, net.logits(emb_nD, places_for(net, source, chunk.ids_n)))
+                store.add(chunk.ids_n, _scores(net, source, seen_n, chunk.ids_n))
     return SlideScores(store, *clock.seconds(since=started))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -24,11 +24,11 @@ from wsi_ips.config import FinetuneConfig, TrainingConfig
 from wsi_ips.datasets.manifest import Manifest, SlideRecord, case_targets
 from wsi_ips.errors import ConfigError, ManifestError, TrainingError, WsiIpsError, count
 from wsi_ips.models.build import build_selecting_net, check_aggregator, complete_model
-from wsi_ips.models.checkpoint import begin_from, named_base
+from wsi_ips.models.checkpoint import begin_from, load_scorer, named_base
 from wsi_ips.models.encoders.network import Compute, compute_in
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.models.encoders.weights import check_weights
-from wsi_ips.models.ips_net import BagNet
+from wsi_ips.models.ips_net import BagNet, IPSNet
 from wsi_ips.progress import Progress, silent
 from wsi_ips.storage.files import whole_file
 from wsi_ips.storage.fingerprint import versions
@@ -301,6 +301,8 @@ def _train(
     seed = config.training.seed
     seed_everything(seed, verbose=False)
     net = build_selecting_net(config.model, config.selection)
+    if config.selection.scorer is not None:
+        config = config.model_copy(update={"selection": load_scorer(cast(IPSNet, net), config)})
     compute_in(net, Compute(config.training.precision))
     config = config.model_copy(update={"model": named_base(config.model, net)})
     bad: dict[str, str] = {}

@@ -174,6 +174,7 @@ def _weights(config: FinetuneConfig) -> dict[str, str]:
     """
     named = {
         "training.start": config.training.start,
+        "selection.scorer": None if config.selection.scorer is None else config.selection.scorer.checkpoint,
         **_encoder_weights(config.model.encoder),
         "model.encoder.name": code_file(config.model.encoder.name),
     }

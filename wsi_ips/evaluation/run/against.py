@@ -18,6 +18,8 @@ from wsi_ips.datasets.manifest import Manifest, read_manifest
 from wsi_ips.errors import ConfigError, ResultsError, count, one_line
 from wsi_ips.evaluation.intervals import (
     LEVEL,
+    OF_A_CLASS,
+    Counted,
     DelongTest,
     Interval,
     Measure,
@@ -60,7 +62,7 @@ class Units:
         cases: The case of each, which is resampled.
         strata: See :func:`wsi_ips.evaluation.intervals.resample_cases`.
         rarest: See :data:`wsi_ips.evaluation.intervals.Rarest`.
-        counted: What ``rarest`` counts, in words.
+        counted: What ``rarest`` counts, see :data:`wsi_ips.evaluation.intervals.Counted`.
         binary: Outputs and targets of a binary task whose units are independent, for DeLong's test.
     """
 
@@ -69,7 +71,7 @@ class Units:
     cases: Sequence[Any]
     strata: Sequence[Any] | None
     rarest: Rarest = None
-    counted: str = "of a class"
+    counted: Counted = OF_A_CLASS
     binary: Scored | None = None
 
     def __len__(self) -> int:
@@ -325,6 +327,7 @@ def _of_labels(of: str, scored: Scored, *, stratified: bool, independent: bool) 
         list(scored.case),
         scored.strata if stratified else None,
         rarest=scored.rarest,
+        counted=scored.counted,
         binary=scored if independent and scored.kind == "binary" else None,
     )
 

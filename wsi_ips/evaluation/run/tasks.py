@@ -11,6 +11,7 @@ from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.camelyon import NODE_CLASSES, STAGES
 from wsi_ips.errors import ManifestError, ResultsError
 from wsi_ips.evaluation.intervals import (
+    OUTSIDE_THE_COMMONEST,
     Band,
     Interval,
     Picked,
@@ -238,4 +239,13 @@ def _kappa(labels: dict[str, str], predicted: dict[str, str], config: Evaluation
             return {"kappa": float("nan")}
 
     strata = [STAGES.index(labels[case]) for case in cases] if config.stratify else None
-    return bootstrap(kappa, cases, strata=strata, resamples=config.bootstrap, seed=config.seed)["kappa"]
+    commonest = max(map([*labels.values()].count, labels.values()), default=0)
+    return bootstrap(
+        kappa,
+        cases,
+        strata=strata,
+        resamples=config.bootstrap,
+        seed=config.seed,
+        rarest=len(cases) - commonest,
+        of=OUTSIDE_THE_COMMONEST,
+    )["kappa"]
