@@ -8,21 +8,14 @@ import yaml
 
 from tests.commands.console import Console
 from tests.conftest import SMALL_MODEL, SmallData
-from tests.planning.small_table import JOB, RATES, ROWS, table
+from tests.planning.small_table import JOB, RATES, ROWS, draw_data, table
 from wsi_ips.commands.recipe import make_job
-from wsi_ips.drawn import twins
-from wsi_ips.drawn.twins import TwinConfig, make_twin
 from wsi_ips.planning.series import series_of
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Slides of 14 patients, of both subtypes in each split."""
-    folder = tmp_path_factory.mktemp("tcga")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(twins, "TCGA_PATIENTS", 14)
-        make_twin(folder, TwinConfig(data_set="tcga_brca", side_px=512))
-    return folder
+    return draw_data(tmp_path_factory.mktemp("tcga"))
 
 
 def test_a_row_that_no_plan_knows_is_named(console: Console, tmp_path: Path) -> None:

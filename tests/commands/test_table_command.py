@@ -12,13 +12,11 @@ import pytest
 import yaml
 
 from tests.commands.console import Console
-from tests.conftest import SMALL_MODEL
+from tests.planning.small_table import draw_data, table
 from wsi_ips.commands.evaluate import EvaluateJob
 from wsi_ips.commands.recipe import load_recipe, make_job
 from wsi_ips.commands.table import TableJob, _is_scored, _outlines_of, _Task, shipped_published
 from wsi_ips.datasets.known_sets import KNOWN_SETS, look
-from wsi_ips.drawn import twins
-from wsi_ips.drawn.twins import TwinConfig, make_twin
 from wsi_ips.errors import DatasetError
 from wsi_ips.evaluation.run.result_table import (
     NOT_RUN,
@@ -44,27 +42,12 @@ ROWS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Slides of 14 patients, of both subtypes in each split."""
-    folder = tmp_path_factory.mktemp("tcga")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(twins, "TCGA_PATIENTS", 14)
-        make_twin(folder, TwinConfig(data_set="tcga_brca", side_px=512))
-    return folder
+    return draw_data(tmp_path_factory.mktemp("tcga"))
 
 
 def recipe(folder: Path, data: Path, **more: Any) -> Path:
-    settings = {
-        "command": "table", "data_set": "tcga_brca", "data": str(data), "out": str(folder / "out"),
-        "seeds": [0, 1], "bootstrap": 0, "isolate": False, "device": "cpu", "rows": ROWS,
-        "figures": ["auc", "balanced_accuracy"],
-        "tiling": {"patch_px": 32, "patch_mpp": 0.5, "min_tissue": 0.2, "tissue": {"min_object_um2": 200}},
-        "selection": {"m": 4, "i": 8},
-        "model": {
-            "encoder": SMALL_MODEL["model"]["encoder"], "tasks": [{"name": "label", "classes": ["IDC", "ILC"]}],
-        },
-        "training": {"epochs": 1, "slides_per_step": 4, "head_start": {"epochs": 0}},
-        **more,
-    }  # fmt: skip
+    usual = {"out": str(folder / "out"), "seeds": [0, 1], "isolate": False, "rows": ROWS}
+    settings = table(data, **{**usual, "figures": ["auc", "balanced_accuracy"], **more})
     path = folder / "table.yaml"
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
     return path

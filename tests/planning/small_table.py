@@ -1,9 +1,13 @@
-"""A small table as a recipe, and rates that are plain, for tests of plans."""
+"""A small table as a recipe, the slides that it is of, and rates that are plain, for tests of tables and plans."""
 
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.conftest import SMALL_MODEL
+from wsi_ips.drawn import twins
+from wsi_ips.drawn.twins import TwinConfig, make_twin
 from wsi_ips.planning.rates import HeadRates, JobRates, Rates
 from wsi_ips.planning.simulated import Peaks
 
@@ -24,7 +28,16 @@ ROWS: dict[str, Any] = {
 }
 
 
+def draw_data(folder: Path) -> Path:
+    """Draw slides of 14 patients, of both subtypes in each split. Returns ``folder``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(twins, "TCGA_PATIENTS", 14)
+        make_twin(folder, TwinConfig(data_set="tcga_brca", side_px=512))
+    return folder
+
+
 def table(data: Path, **more: Any) -> dict[str, Any]:
+    """The recipe of a table of these slides."""
     return {
         "command": "table", "data_set": "tcga_brca", "data": str(data), "out": "nowhere", "seeds": [0, 1, 2],
         "bootstrap": 0, "device": "cpu", "rows": ROWS, "figures": ["auc"],

@@ -10,7 +10,16 @@ from wsi_ips.planning.rates import Rates
 from wsi_ips.planning.series import Series
 from wsi_ips.planning.series_cost import Known, PartCost, SeriesCost
 from wsi_ips.planning.survey import Count, Survey
-from wsi_ips.planning.told import HOW, halvings_in_words, in_bytes, in_gib, in_words, spread_of, to_read
+from wsi_ips.planning.told import (
+    HOW,
+    halvings_in_words,
+    in_bytes,
+    in_gib,
+    in_words,
+    of_the_card,
+    spread_of,
+    to_read,
+)
 
 HEADS = ("a seed", "all seeds", "memory", "disk, all seeds")
 WIDTHS = (15, 15, 12, 17)
@@ -111,12 +120,7 @@ def _space(plan: SeriesPlan) -> Iterator[str]:
     )
     of_job = "" if cost.ram_mb is None else f" of the largest job{beside}"
     yield f"peak memory       {in_gib(cost.ram_mb)}{of_job}"
-    if cost.vram_mb is not None:
-        of_card = f" of {plan.rates.device_gb:g} GB" if plan.rates.device_gb else ""
-        beside = "simulated; an allocator and CUDA add about 0.5 GiB"
-        yield f"of the card       {in_gib(cost.vram_mb)}{of_card} ({beside})"
-        if plan.rates.device_gb and cost.vram_mb * 2**20 > plan.rates.device_gb * 1e9:
-            yield "                  it does not fit"
+    yield from of_the_card(cost.vram_mb, plan.rates.device_gb)
     features = in_bytes(Count(sum(part.disk_mb for part in cost.stored)))
     shared = f", {features} of them features that rows share" if cost.stored else ""
     scratch = (

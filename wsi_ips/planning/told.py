@@ -130,16 +130,22 @@ def in_gib(mebibytes: float | None) -> str:
     return "not known" if mebibytes is None else f"{mebibytes / 1024:.2f} GiB"
 
 
+def of_the_card(vram_mb: float | None, device_gb: float | None) -> Iterator[str]:
+    """The memory of the card, and whether there is as much; nothing where there is no card."""
+    if vram_mb is None:
+        return
+    of_card = f" of {device_gb:g} GB" if device_gb else ""
+    beside = "simulated; an allocator and CUDA add about 0.5 GiB"
+    yield f"of the card       {in_gib(vram_mb)}{of_card} ({beside})"
+    if device_gb and vram_mb * 2**20 > device_gb * 1e9:
+        yield "                  it does not fit"
+
+
 def _space(plan: Plan) -> Iterator[str]:
     cost = plan.cost
     how = "measured, and what grows with the slides" if plan.rates.peak_mb is not None else "estimated"
     yield f"peak memory       {in_gib(cost.ram_mb)}" + ("" if cost.ram_mb is None else f" ({how})")
-    if cost.vram_mb is not None:
-        of_card = f" of {plan.rates.device_gb:g} GB" if plan.rates.device_gb else ""
-        beside = "simulated; an allocator and CUDA add about 0.5 GiB"
-        yield f"of the card       {in_gib(cost.vram_mb)}{of_card} ({beside})"
-        if plan.rates.device_gb and cost.vram_mb * 2**20 > plan.rates.device_gb * 1e9:
-            yield "                  it does not fit"
+    yield from of_the_card(cost.vram_mb, plan.rates.device_gb)
     scratch = (
         f", and {in_bytes(Count(cost.scratch_mb))} until the head start is over" if cost.scratch_mb else ""
     )
