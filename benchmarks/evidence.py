@@ -150,10 +150,11 @@ def run(
         composed.add(data)
     print(f"{name or f'{data}_{method}'}, seed {seed} …", file=sys.stderr, flush=True)
     results.mkdir(parents=True, exist_ok=True)
+    program = origin()  # the one that is run, whatever is changed meanwhile
     # What a step writes is no result before it says what was asked and which program found it.
     step(method, folder, made := arguments.out / f"{path.stem}_found.json")
     found = json.loads(made.read_text())
-    path.write_text(json.dumps({"asked": wanted_of, "seed": seed, **origin(), **found}, indent=1) + "\n")
+    path.write_text(json.dumps({"asked": wanted_of, "seed": seed, **program, **found}, indent=1) + "\n")
 
 
 def step(method: str, settings: Path, result: Path) -> None:

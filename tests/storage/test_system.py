@@ -292,6 +292,18 @@ def test_a_slide_is_predicted_to_the_same_bytes_without_what_windows_lacks(
     assert slide.stem.encode() in left
 
 
+def last_line_of(program: str, environment: dict[str, str]) -> str:
+    """The last line that a Python program prints in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("given", "then"),
     [
@@ -311,14 +323,7 @@ def test_the_program_lets_waiting_threads_sleep_unless_the_user_has_said_how(
         "try: main()\n"
         "finally: print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**environment, **given, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.splitlines()[-1] == f"{then} False"
+    assert last_line_of(program, {**environment, **given}) == f"{then} False"
 
 
 @pytest.mark.skipif(
@@ -339,12 +344,5 @@ def test_freed_memory_is_used_again_unless_the_user_has_said_how(given: dict[str
         "np.ones(2**28, np.uint8)\n"
         "print(pages() - before)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**environment, **given, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    cleared = int(done.stdout)
+    cleared = int(last_line_of(program, {**environment, **given}))
     assert cleared > 100 if given else cleared < 20

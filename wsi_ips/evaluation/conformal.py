@@ -35,12 +35,13 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
 
 from wsi_ips.config import Fraction, Section, TaskConfig
-from wsi_ips.errors import CalibrationError, one_line
+from wsi_ips.errors import CalibrationError
 from wsi_ips.evaluation.intervals import LEVEL, Interval, Picked, bootstrap
-from wsi_ips.storage.files import check_size, whole_file
+from wsi_ips.storage.files import whole_file
+from wsi_ips.storage.stored_json import read_stored_json
 
 Activation = Literal["softmax", "sigmoid"]
 """The activation of a task that can be calibrated."""
@@ -523,14 +524,9 @@ def read_calibration(path: Path) -> Calibration:
     fix = "name a file that wsi-ips calibrate wrote"
     if not path.is_file():
         raise CalibrationError(path, "does not exist", fix)
-    check_size(path, CalibrationError, most=LARGEST_BYTES, fix=fix)
-    try:
-        return Calibration.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        why = one_line(f"{where}: {first['msg']}" if where else first["msg"], most=200)
-        raise CalibrationError(path, f"is no calibration ({why})", fix) from None
+    return read_stored_json(
+        path, Calibration, CalibrationError, what="calibration", most=LARGEST_BYTES, fix=fix
+    )
 
 
 def check_belongs(path: Path, calibration: Calibration, *, sha256: str, tasks: Sequence[TaskConfig]) -> None:

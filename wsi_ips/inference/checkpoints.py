@@ -17,7 +17,7 @@ from wsi_ips.errors import CheckpointError, ConfigError
 from wsi_ips.inference.results import Probabilities, SlideResult
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.models.checkpoint_head import checkpoint_config, checkpoint_sha256
-from wsi_ips.models.encoders.registry import code_sha256
+from wsi_ips.models.encoders.registry import code_of, code_sha256
 from wsi_ips.progress import Progress, silent
 from wsi_ips.storage.held_folder import flat_settings
 from wsi_ips.storage.location import Location
@@ -64,8 +64,7 @@ class Checkpoints:
                     "adds no second opinion: give each checkpoint once"
                 )
             seen[file.sha256] = file.path
-        encoders = {checkpoint_config(path).model.encoder.name for path in paths}
-        return cls(tuple(files), {name: sha for name in sorted(encoders) if (sha := code_sha256(name))})
+        return cls(tuple(files), code_of(checkpoint_config(path).model.encoder.name for path in paths))
 
     @property
     def several(self) -> bool:

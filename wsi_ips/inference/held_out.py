@@ -28,7 +28,7 @@ from wsi_ips.inference.run_folder import RunFolder, claimed
 from wsi_ips.inference.run_tables import RunTables
 from wsi_ips.inference.slide_work import SlideJob, SlideRecorder, SlideWork
 from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
-from wsi_ips.models.encoders.registry import code_file, code_sha256
+from wsi_ips.models.encoders.registry import code_of
 from wsi_ips.progress import Progress
 from wsi_ips.storage.location import Location
 from wsi_ips.streaming.device import calculating, numerics, pick_device
@@ -115,14 +115,13 @@ def predict_slides(
     # Of one model its own, so that whoever asks that model again finds it to be the one.
     together = hashes[0] if len(hashes) == 1 else sha256(" ".join(hashes).encode()).hexdigest()
     deterministic = config.training.deterministic
-    name = config.model.encoder.name
     with (
         claimed(
             run,
             config={**config.model_dump(mode="json"), **(described or {})},
             checkpoint=checkpoint,
             sha256=together,
-            code={name: code_sha256(name)} if code_file(name) else {},
+            code=code_of([config.model.encoder.name]),
             force=True,
             numerics=numerics(deterministic=deterministic),
         ),

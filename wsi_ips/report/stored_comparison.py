@@ -3,10 +3,10 @@
 from itertools import groupby
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from wsi_ips.errors import ResultsError, one_line
-from wsi_ips.storage.files import check_size
+from wsi_ips.errors import ResultsError
+from wsi_ips.storage.stored_json import read_stored_json
 
 COMPARISON_NAME = "against.json"
 """The file of a comparison, in the folder of an evaluation."""
@@ -92,12 +92,11 @@ def read_comparison(folder: Path) -> StoredComparison | None:
     path = folder / COMPARISON_NAME
     if not path.is_file():
         return None
-    check_size(path, ResultsError, most=LARGEST_COMPARISON_BYTES, fix=COMPARISON_FIX)
-    try:
-        return StoredComparison.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ResultsError(
-            path, f"is no comparison ({where}: {one_line(first['msg'])})", COMPARISON_FIX
-        ) from None
+    return read_stored_json(
+        path,
+        StoredComparison,
+        ResultsError,
+        what="comparison",
+        most=LARGEST_COMPARISON_BYTES,
+        fix=COMPARISON_FIX,
+    )

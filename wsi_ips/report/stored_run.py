@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ResultsError, harmless, one_line
@@ -27,6 +27,7 @@ from wsi_ips.report.stored_comparison import StoredComparison, read_comparison
 from wsi_ips.storage.files import check_size, many_objects
 from wsi_ips.storage.held_folder import read_description
 from wsi_ips.storage.location import is_file_name
+from wsi_ips.storage.stored_json import read_stored_json
 from wsi_ips.timeline import TIMELINE_NAME, read_timeline
 from wsi_ips.timeline import Stages as StageSums
 from wsi_ips.training.model_card import CARD_NAME
@@ -439,15 +440,9 @@ def read_evaluation(folder: Path, run: StoredRun) -> StoredEvaluation:
     path = folder / "metrics.json"
     if not path.is_file():
         raise ResultsError(folder, "holds no metrics.json", EVALUATION_FIX)
-    check_size(path, ResultsError, most=LARGEST_METRICS_BYTES, fix=EVALUATION_FIX)
-    try:
-        metrics = Metrics.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ResultsError(
-            path, f"is no evaluation ({where}: {one_line(first['msg'])})", EVALUATION_FIX
-        ) from None
+    metrics = read_stored_json(
+        path, Metrics, ResultsError, what="evaluation", most=LARGEST_METRICS_BYTES, fix=EVALUATION_FIX
+    )
     names = ("roc*", "kaplan_meier*", "froc", "faithfulness*", "reliability*")
     plots = [plot for name in names for plot in sorted(folder.glob(f"{name}.png"))]
     judged = _judged(folder / "slides.csv", run)

@@ -151,13 +151,9 @@ def select(
         NotFinite: The network computed scores that are not finite.
     """
     chunks = ((chunk.ids_n, seen(chunk.pixels_n3PP, chunk.ids_n)) for chunk in source)
-    scorer = net if net.scorer is None else net.scorer
-
-    def logits(features_nC: Tensor, ids_n: Tensor) -> Tensor:
-        return scorer.logits(scorer.projector(features_nC), places_for(scorer, source, ids_n))
-
+    scores = partial(_scores_of_features, net, source)
     with scoring(net):
-        return _kept(chunks, selection, encode=net.encoder, logits=logits, store=store)
+        return _kept(chunks, selection, encode=net.encoder, logits=scores, store=store)
 
 
 def _seen_by(net: IPSNet) -> Callable[[Tensor], Tensor]:
@@ -169,7 +165,13 @@ def _scores(net: IPSNet, source: PatchSource, seen_n: Tensor, ids_n: Tensor) -> 
     """The attention logits (n, H, T) of patches that :func:`_seen_by` saw."""
     if net.scorer is None:
         return net.logits(seen_n, places_for(net, source, ids_n))
-    return net.scorer.logits(net.scorer.projector(seen_n), places_for(net.scorer, source, ids_n))
+    return _scores_of_features(net, source, seen_n, ids_n)
+
+
+def _scores_of_features(net: IPSNet, source: PatchSource, features_nC: Tensor, ids_n: Tensor) -> Tensor:
+    """The attention logits (n, H, T) of patches by the encoder's features of them, whichever network scores."""
+    scorer = net if net.scorer is None else net.scorer
+    return scorer.logits(scorer.projector(features_nC), places_for(scorer, source, ids_n))
 
 
 def _kept(
