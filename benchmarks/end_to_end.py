@@ -93,6 +93,8 @@ CHEAP = 3
 """How many times as many turns ways take that take less than a second."""
 PX, MIN_TISSUE = 224, 0.25
 DEMO_SLIDES = 2
+ENCODED = 8
+"""Slides whose features are stored with one and with two workers."""
 ALIKE = 1e-3
 """Features of the same pixels differ by less, as a share of the largest, whatever order the sums were added in."""
 TRIDENT_BATCH = 64
@@ -175,7 +177,7 @@ def parsed(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=16_384, help="pixels: a power of two from 2048")
     parser.add_argument("--mag", type=float, default=10)
     parser.add_argument("--encoder", default="resnet50", help="timm model; TRIDENT runs resnet50 only")
-    parser.add_argument("--copies", type=int, default=64, help="slides of the folder that workers share")
+    parser.add_argument("--copies", type=int, default=256, help="slides of the folder that workers share")
     parser.add_argument("--trident", type=Path, help="checkout of TRIDENT")
     parser.add_argument("--trident-python", default=sys.executable, help="a Python that has its requirements")
     parser.add_argument("--folder", type=Path, help="keep slides and results here")
@@ -344,7 +346,7 @@ def two_workers(bench: Bench, left_out: dict[str, str]) -> Figures:
     kinds = [bench.slides["plain"], bench.slides["philips"]]
     for number in range(bench.arguments.copies):
         kind = kinds[number % 2]
-        (folder / f"slide_{number:02}{kind.suffix}").symlink_to(kind)
+        (folder / f"slide_{number:03}{kind.suffix}").symlink_to(kind)
     options = ["--patch-px", str(PX), "--mag", str(bench.arguments.mag)]
     figures = shared_out(bench, "tile", folder, options, rounds=bench.arguments.rounds)
     if "workers" not in inspect.signature(features_command.command).parameters:
@@ -352,7 +354,7 @@ def two_workers(bench: Bench, left_out: dict[str, str]) -> Figures:
         return figures
     few = bench.new("few")
     few.mkdir()
-    for slide in sorted(folder.iterdir())[:4]:
+    for slide in sorted(folder.iterdir())[:ENCODED]:
         (few / slide.name).symlink_to(slide)
     config = bench.encoder_config()
     encoder = [
@@ -363,7 +365,7 @@ def two_workers(bench: Bench, left_out: dict[str, str]) -> Figures:
         "--precision",
         bench.arguments.precision,
     ]
-    options = [*options, *encoder, "--device", "cpu"]
+    options = [*options, *encoder, "--device", "cpu", "--threads", "1"]
     return figures | shared_out(bench, "features", few, options, rounds=1, halves_too=False)
 
 

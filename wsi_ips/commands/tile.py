@@ -1,6 +1,6 @@
 """``tile``: tissue, patch coordinates and contours; no model."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,10 +29,12 @@ from wsi_ips.commands.slides import Resolution, SlidesOfJob, given_mpp, slides_b
 from wsi_ips.config import TilingConfig, WorkersConfig
 from wsi_ips.errors import ConfigError, ProcessDied, SlideFailed, WsiIpsError, count, one_line
 from wsi_ips.progress import Progress
-from wsi_ips.storage.location import absolute
+from wsi_ips.storage.location import Location, absolute
 from wsi_ips.units import mpp_of_magnification
 
 if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
+
     from wsi_ips.inference.in_hand import SlidesInHand
     from wsi_ips.tiling.patches import SlideToTile, TiledSlide, TilingFolder
 
@@ -110,14 +112,26 @@ def tile(job: TileJob, progress: Progress) -> Outcome:
     process writes into the folder, and :class:`ConfigError` for a folder with other slides that were tiled by
     other settings.
     """
+    from wsi_ips.inference.shared_out import started_early
+
+    if job.contours is not None and not job.contours.is_dir():
+        raise ConfigError(f"--contours {job.contours}: no such folder")
+    locations = slides_by_id(job.slides)
+    workers = min(job.workers, len(locations)) if job.scheduler is None else 0
+    modules = ["wsi_ips.tiling.patches", *(["wsi_ips.heatmaps.tissue_preview"] if job.mask_preview else [])]
+    with started_early(workers, modules=modules) as pool:
+        return _tile(job, locations, progress, pool)
+
+
+def _tile(
+    job: TileJob, locations: Mapping[str, Location], progress: Progress, pool: "ProcessPoolExecutor | None"
+) -> Outcome:
+    """``tile``, on the slides at these locations. pool: the processes of its workers, if it has any here."""
     from wsi_ips.heatmaps.tissue_preview import write_preview
     from wsi_ips.inference.in_hand import SlidesInHand
     from wsi_ips.tiling.patches import SlideToTile, TilingFolder, check_same_tiling
     from wsi_ips.timeline import recording
 
-    if job.contours is not None and not job.contours.is_dir():
-        raise ConfigError(f"--contours {job.contours}: no such folder")
-    locations = slides_by_id(job.slides)
     slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv, locations)
     # Workers elsewhere run in other folders.
     place: Callable[[Any], Any] = absolute if job.scheduler is not None else lambda where: where
@@ -134,7 +148,7 @@ def tile(job: TileJob, progress: Progress) -> Outcome:
             SlidesInHand(job.out) as in_hand,
             recording(job.out, command="tile", on=job.profile) as recorded,
         ):
-            tiled = _tile_all(folder, slides, in_hand, progress, workers=job.workers, scheduler=job.scheduler)
+            tiled = _tile_all(folder, slides, in_hand, progress, pool=pool, job=job)
     failures = [tiled[slide_id].error for slide_id in locations if tiled[slide_id].error]
     kept = sum(done.was_there for done in tiled.values())
     details = (
@@ -162,8 +176,8 @@ def _tile_all(
     in_hand: "SlidesInHand",
     progress: Progress,
     *,
-    workers: int,
-    scheduler: str | None,
+    pool: "ProcessPoolExecutor | None",
+    job: TileJob,
 ) -> dict[str, "TiledSlide"]:
     """{slide_id: what became of it}. Slides that an earlier start died of come last, and alone."""
     from wsi_ips.inference.slide_rows import SlideRows
@@ -176,9 +190,14 @@ def _tile_all(
     rows = SlideRows(
         folder.root / TABLE, COLUMNS, names, is_there=lambda slide_id: folder.coords(slide_id).is_file()
     )
-    here = chain(_tiled(folder, others, in_hand, workers=workers), _tiled_alone(folder, suspects, in_hand))
+    results: Iterator[tuple[SlideToTile, TiledSlide]]
+    if job.scheduler is None:
+        alone = _tiled_alone(folder, suspects, in_hand)
+        results = chain(_tiled(folder, others, in_hand, workers=job.workers, pool=pool), alone)
+    else:
+        results = _tiled_on(job.scheduler, folder, slides, in_hand)
     with rows as table, progress("Tiling", total=len(slides)) as advance:
-        for slide, done in here if scheduler is None else _tiled_on(scheduler, folder, slides, in_hand):
+        for slide, done in results:
             if not done.was_there:
                 working()
             if done.raised is not None and slide.path == folder.alone:
@@ -191,7 +210,12 @@ def _tile_all(
 
 
 def _tiled(
-    folder: "TilingFolder", slides: Sequence["SlideToTile"], in_hand: "SlidesInHand", *, workers: int
+    folder: "TilingFolder",
+    slides: Sequence["SlideToTile"],
+    in_hand: "SlidesInHand",
+    *,
+    workers: int,
+    pool: "ProcessPoolExecutor | None",
 ) -> Iterator[tuple["SlideToTile", "TiledSlide"]]:
     """Each slide with what became of it, in the order in which they are done."""
     from wsi_ips.inference.in_hand import Died
@@ -205,7 +229,7 @@ def _tiled(
             in_hand.end(slide.slide_id)
             yield slide, done
         return
-    for slide, result in shared_out(partial(tile_one, folder), slides, workers=workers):
+    for slide, result in shared_out(partial(tile_one, folder), slides, workers=workers, pool=pool):
         if isinstance(result, Died):
             yield slide, _killed(folder, slide, in_hand.killed(slide.slide_id, slide.path, result))
         else:

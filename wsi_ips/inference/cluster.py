@@ -424,8 +424,7 @@ def _client(batch: WorkersConfig, *, slides: int) -> Iterator[Client]:
                 # No pages about the work for other users of this machine.
                 "distributed.scheduler.http.routes": [],
                 "distributed.worker.http.routes": [],
-                # Dask's own value has malloc hand memory back at once, which an encoder then asks for again.
-                "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1},
+                "distributed.nanny.pre-spawn-environ": _environment_of_workers(),
             }
         ),
         LocalCluster(
@@ -443,6 +442,17 @@ def _client(batch: WorkersConfig, *, slides: int) -> Iterator[Client]:
         Client(cluster, set_as_default=False) as client,
     ):
         yield client
+
+
+def _environment_of_workers() -> dict[str, str]:
+    """What is set before workers of our own start, in place of what dask sets.
+
+    Dask's own value has malloc give memory back at once, which an encoder then asks for again. So does glibc in
+    threads other than the main one, whose memory comes in pieces of 64 MB, and dask works in such a thread: with a
+    single arena, :func:`wsi_ips.storage.system.keep_freed_memory` holds there too. What the user has set stays.
+    """
+    own = {"OMP_NUM_THREADS": "1"}
+    return own if "MALLOC_ARENA_MAX" in os.environ else {**own, "MALLOC_ARENA_MAX": "1"}
 
 
 def _check_workers(client: Client) -> None:

@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from importlib import import_module
 from multiprocessing import get_context
 from typing import TypeVar
 
@@ -16,19 +18,44 @@ Key = TypeVar("Key")
 Result = TypeVar("Result")
 
 
+@contextmanager
+def started_early(workers: int, *, modules: Sequence[str]) -> Iterator[ProcessPoolExecutor | None]:
+    """Processes for :func:`shared_out` that import ``modules`` while this process prepares their work.
+
+    Args:
+        workers: How many processes. None are started for one worker or none, and the pool is None.
+        modules: Names of the modules that the work needs.
+
+    Raises :class:`ConfigError` where the system gives no processes.
+    """
+    if workers <= 1:
+        yield None
+        return
+    with _pool(workers) as pool:
+        for _ in range(workers):
+            pool.submit(_import, modules)
+        yield pool
+
+
 def shared_out(
-    work: Callable[[Key], Result], keys: Sequence[Key], *, workers: int
+    work: Callable[[Key], Result],
+    keys: Sequence[Key],
+    *,
+    workers: int,
+    pool: ProcessPoolExecutor | None = None,
 ) -> Iterator[tuple[Key, Result | Died]]:
     """Each key with what ``work`` makes of it, in the order in which they are done.
 
     ``work`` runs in ``workers`` new processes, so it and its keys must be picklable. When a process dies, all that
     was being worked on is tried once more, each by itself: the one that kills its process again comes with how
-    that died.
+    that died. Processes of a ``pool`` that :func:`started_early` gave are used until one of them dies.
     What ``work`` raises is raised. Raises :class:`ConfigError` where the system gives no processes.
     """
     left = deque(keys)
     while left:
-        for suspect in (yield from _until_one_dies(work, left, workers=workers)):
+        suspects = yield from _until_one_dies(work, left, pool or _pool(workers), workers=workers)
+        pool = None
+        for suspect in suspects:
             try:
                 yield suspect, alone(work, suspect)
             except Died as death:
@@ -36,11 +63,11 @@ def shared_out(
 
 
 def _until_one_dies(
-    work: Callable[[Key], Result], left: deque[Key], *, workers: int
+    work: Callable[[Key], Result], left: deque[Key], pool: ProcessPoolExecutor, *, workers: int
 ) -> Generator[tuple[Key, Result], None, list[Key]]:
     """Take from ``left`` until nothing is left or a process dies; returns what was worked on then."""
     running: dict[Future[Result], Key] = {}
-    with _pool(workers) as pool:
+    with pool:
         while left or running:
             try:
                 while left and len(running) < workers:
@@ -61,6 +88,11 @@ def _until_one_dies(
 def _initialiser() -> Callable[[], None] | None:
     """A new process is as quiet as this one: what was asked for here is not known there."""
     return silence_libraries if logging.getLogger().getEffectiveLevel() > logging.INFO else None
+
+
+def _import(modules: Sequence[str]) -> None:
+    for module in modules:
+        import_module(module)
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
