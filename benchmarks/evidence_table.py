@@ -26,7 +26,7 @@ NAMES = {
 }
 TITLES = {
     "nodes": "Lymph nodes",
-    "nodes_enlarged": "Lymph nodes, patches enlarged from 96 to 192 px for the encoder",
+    "nodes_enlarged": "Lymph nodes, patches enlarged from 96 to 144 px for the encoder",
     "nodes_cross": "Lymph nodes, learned on one stain and tested on the other",
     "textures": "Lung textures",
 }

@@ -201,6 +201,26 @@ def test_patches_that_do_not_fit_are_a_warning_with_both_numbers(caplog: pytest.
     assert caplog.text == ""
 
 
+def test_patches_far_smaller_than_the_pictures_of_the_pretraining_are_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    small = TilingConfig(patch_px=96)
+    assert fitting_tiling(small, EncoderConfig(name="tf_efficientnet_lite0")) is small
+    assert "learned from pictures of 224 px and is given patches of 96 px" in caplog.text
+    assert "encoder.transform: {resize: 224}" in caplog.text
+    caplog.clear()
+    for tiling, encoder in (
+        (small, {"transform": {"resize": 192}}),
+        (small, {"weights": "none"}),
+        (small, {"name": "spinenet49"}),
+        (small, {"name": "features", "features": 512}),
+        (TilingConfig(patch_px=192), {}),
+        (TilingConfig(patch_px=256), {}),
+    ):
+        fitting_tiling(tiling, EncoderConfig.model_validate({"name": "resnet18", **encoder}))
+    assert caplog.text == ""
+
+
 RECIPE = {
     **SMALL_MODEL,
     "model": {**SMALL_MODEL["model"], "encoder": {"name": "resnet10t", "weights": "none", "stage": 1}},

@@ -11,6 +11,8 @@ from wsi_ips.models.encoders.registry import entry_of
 
 SAME_MPP = 0.02
 """Two resolutions that differ by less than this share count as the same."""
+SMALL = 0.75
+"""Patches whose side is less than this share of the pictures that an encoder learned from count as small."""
 
 logger = logging.getLogger(__name__)
 
@@ -20,13 +22,16 @@ def fitting_tiling(tiling: TilingConfig, encoder: EncoderConfig) -> TilingConfig
     not set.
 
     What the user has set stays, and a warning with both numbers says where it differs. For an encoder that is
-    not listed, the tiling is returned as it is.
+    not listed, the tiling is returned as it is; a model of timm with pretrained weights gets a warning if the
+    patches are far smaller than the pictures that it learned from, and nothing enlarges them.
 
     Raises:
         ConfigError: The patches of the encoder are not larger than the overlap that was set.
     """
     entry = entry_of(encoder.name)
     if entry is None:
+        if small := too_small(encoder, patch_px=tiling.patch_px):
+            logger.warning("%s", small)
         return tiling
     own: dict[str, float] = {"patch_px": entry.input_px if encoder.transform == "none" else entry.patch_px}
     if entry.mpp:
@@ -60,4 +65,29 @@ def misfit(entry: EncoderEntry, encoder: EncoderConfig, *, patch_px: int, patch_
     return (
         f"encoder {entry.name} is meant for patches of {meant}; these have {patch_px} px at {patch_mpp:g}, which "
         f"it sees at {seen:.3g} µm per pixel"
+    )
+
+
+def too_small(encoder: EncoderConfig, *, patch_px: int) -> str:
+    """What to do about patches that are far smaller than the pictures that a model of timm learned from, as a
+    text. Empty if they are not, or if nobody knows.
+    """
+    if (
+        encoder.transform == "none"
+        or isinstance(encoder.transform, TransformConfig)
+        or encoder.weights == "none"
+    ):
+        return ""
+    import timm  # takes a second, which an encoder that is listed does not have to wait here
+
+    try:
+        known = timm.models.get_pretrained_cfg(encoder.name)
+    except (RuntimeError, ValueError, KeyError):
+        return ""
+    if known is None or known.fixed_input_size or patch_px >= SMALL * known.input_size[-1]:
+        return ""
+    side = known.input_size[-1]
+    return (
+        f"encoder {encoder.name} learned from pictures of {side} px and is given patches of {patch_px} px; it "
+        f"often sees more in patches that are enlarged: encoder.transform: {{resize: {side}}} (docs/encoders.md)"
     )
