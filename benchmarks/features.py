@@ -31,6 +31,7 @@ from torch import Tensor
 from wsi_ips.config import EncoderConfig, StreamingConfig, TilingConfig
 from wsi_ips.inference.feature_export import FeatureExport, FeaturesFolder
 from wsi_ips.inference.made_from import MadeFrom
+from wsi_ips.models.encoders.identity import EncoderIdentity
 from wsi_ips.models.encoders.network import Compute
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.slides.registry import open_slide
@@ -127,6 +128,7 @@ def stored(path: Path, coords: PatchCoords, encoder: TimmEncoder, streaming: Str
     with tempfile.TemporaryDirectory() as folder, open_slide(path) as slide:
         export = FeatureExport(
             encoder=encoder, width=encoder.dim, name="benchmark",
+            identity=EncoderIdentity.of_settings("benchmark", {}),
             folder=FeaturesFolder(Path(folder), "clam", "benchmark"),
         )  # fmt: skip
         made_from = MadeFrom.now(path, slide_id="benchmark", mpp=None, streaming=streaming)

@@ -265,6 +265,7 @@ class _Storing:
             encoder=encoder.module.to(device).eval() if here else torch.nn.Identity(),
             width=encoder.width,
             name=encoder.name,
+            identity=encoder.identity,
             folder=FeaturesFolder(job.out, job.layout, encoder.name),
             half=job.half,
         )

@@ -10,7 +10,7 @@ Shape suffixes: N patches of a slide, n some of them, C feature width.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import CoordsError, FeaturesError, first_of, one_line
+from wsi_ips.models.encoders.identity import EncoderIdentity
 from wsi_ips.slides.base import SlideInfo
 from wsi_ips.storage.files import outside_cause
-from wsi_ips.storage.hdf5 import check_stored, opened_hdf5, plain_dataset
+from wsi_ips.storage.hdf5 import check_stored, opened_hdf5, plain_dataset, stated_text
 from wsi_ips.tiling.coords import TILE_AGAIN, check_l0_size, keeps_ids, take_coords
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.tiling.stamp_files import FEATS, OURS, StampPlaces, is_stamp, take_stamp_places
@@ -31,6 +32,8 @@ LARGEST_WIDTH = 65_536
 """The widest features that are read."""
 LARGEST_BLOCK_BYTES = 2**28
 """The largest HDF5 chunk that is read. HDF5 unpacks a chunk whole, however little of it is asked for."""
+MADE_BY_ENCODER = "wsi_ips_encoder"
+"""The attribute that says which encoder made the features: an :class:`EncoderIdentity` as text."""
 AGAIN = "extract the slide's features again"
 """What to do about a broken file."""
 
@@ -43,7 +46,8 @@ class FeatureFile:
     say them (STAMP's). ``ids_N``, (N,) int64, are raster indices if the file has them (``on_grid``), else 0, 1, …
     in file order. ``coords`` is set if the file says how large its patches are, as TRIDENT's do; with None, only
     their corners are known. ``places`` are their corners in µm as STAMP's files state them, whether or not a slide
-    has said in which pixels they lie.
+    has said in which pixels they lie. ``encoder`` is what made the features; None if the file does not say it, as
+    those of other programs do not.
     """
 
     path: Path
@@ -53,9 +57,29 @@ class FeatureFile:
     on_grid: bool
     coords: PatchCoords | None
     places: StampPlaces | None = None
+    encoder: EncoderIdentity | None = None
 
     def __len__(self) -> int:
         return len(self.l0_xy_N2)
+
+    def check_encoder(self, expected: EncoderIdentity | None, *, whose: str) -> None:
+        """Check that the features are of this encoder, as far as both are known.
+
+        Args:
+            expected: The encoder; None if it is not known.
+            whose: What is of that encoder, for the message: "the checkpoint learned from features".
+
+        Raises:
+            FeaturesError: They are of another encoder.
+        """
+        if expected is None or self.encoder is None:
+            return
+        if other := expected.difference(self.encoder):
+            raise FeaturesError(
+                self.path,
+                f"holds features of {other}, and {whose} of {expected.name}",
+                "give features of one and the same encoder, stored with the same settings and weights",
+            )
 
 
 def find_features(folder: Path, slide_ids: Iterable[str]) -> dict[str, Path]:
@@ -138,7 +162,8 @@ def open_features(path: Path, *, info: SlideInfo | None = None) -> FeatureFile:
     """
     try:
         with opened_hdf5(path) as file:
-            return _checked(file, path, info)
+            encoder = EncoderIdentity.from_text(stated_text(file.attrs, MADE_BY_ENCODER))
+            return replace(_checked(file, path, info), encoder=encoder)
     except CoordsError as error:
         fix = AGAIN if error.args[2] == TILE_AGAIN else error.args[2]
         raise FeaturesError(path, error.args[1], fix) from None

@@ -35,12 +35,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsi_ips.config import EncoderConfig, TilingConfig, TransformConfig, UpsamplingConfig
-from wsi_ips.datasets.feature_files import name_of_features
+from wsi_ips.datasets.feature_files import MADE_BY_ENCODER, name_of_features
 from wsi_ips.errors import ConfigError, CoordsError, NotFinite
 from wsi_ips.inference.made_from import MadeFrom
 from wsi_ips.inference.results import MOST_NAMED
 from wsi_ips.models.checkpoint import Unfilled, checkpoint_sha256, load_checkpoint
 from wsi_ips.models.encoders.fitting import fitting_tiling
+from wsi_ips.models.encoders.identity import EncoderIdentity
 from wsi_ips.models.encoders.registry import code_file, code_sha256, entry_of
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.models.encoders.weights import fingerprint_of_weights, weights_file
@@ -72,6 +73,11 @@ class StoringEncoder:
     """Its name in the configuration, by which it may be listed."""
     stored_px: bool = False
     """Patches that somebody laid out keep their own pixels, and the encoder resizes them."""
+
+    @property
+    def identity(self) -> EncoderIdentity:
+        """What the files of its features say of it."""
+        return EncoderIdentity.of_settings(self.name, self.settings)
 
 
 def encoder_of_checkpoint(path: Path, *, allow_upsampling: bool) -> StoringEncoder:
@@ -289,6 +295,7 @@ class FeatureExport:
         encoder: Maps patches (n, 3, P, P) uint8 to features (n, ``width``). It is on its device already.
         width: C, the width of a feature.
         name: Name of the encoder, written into TRIDENT's files.
+        identity: What tells the encoder from others, written into every file.
         folder: Where the features go.
         half: Store as float16. They are computed in float32 all the same.
     """
@@ -296,6 +303,7 @@ class FeatureExport:
     encoder: nn.Module
     width: int
     name: str
+    identity: EncoderIdentity
     folder: FeaturesFolder
     half: bool = False
 
@@ -379,6 +387,7 @@ class FeatureExport:
                 "note": note,
             }
             file.attrs[READ_FROM] = fixed_text(json.dumps(about))
+            file.attrs[MADE_BY_ENCODER] = fixed_text(str(self.identity))
         return StoredFeatures(len(coords), bad_tiles, note)
 
     def _put_coords(self, file: Any, features: Any, coords: PatchCoords, info: SlideInfo) -> None:

@@ -1,0 +1,109 @@
+"""Features say which encoder made them: a model reads those of its own encoder, and refuses those of another."""
+
+import shutil
+from pathlib import Path
+
+import h5py
+
+from tests.commands.console import Console, Said
+from tests.conftest import SmallData
+from wsi_ips.datasets.feature_files import MADE_BY_ENCODER, open_features
+from wsi_ips.models.checkpoint_head import checkpoint_config
+from wsi_ips.models.encoders.identity import EncoderIdentity
+
+PATCHES = ("--patch-px", "32", "--patch-mpp", "2")
+FAST = ("--set", "training.epochs=1", "--set", "selection.m=4", "--set", "selection.i=4",
+        "--set", "training.head_start.epochs=0")  # fmt: skip
+
+
+def stored(console: Console, data: SmallData, out: Path, *how: str) -> Path:
+    """Features of all slides by a small random network."""
+    said = console("features", data.slides, "--out", out, *PATCHES, "--encoder", "resnet10t", "--weights", "none",
+                   "--set", "encoder.stage=1", *how)  # fmt: skip
+    assert said.code == 0, said.err
+    return out
+
+
+def finetune(console: Console, data: SmallData, features: Path, out: Path, *how: str) -> Said:
+    width = open_features(next((features / "h5_files").iterdir())).width
+    of_features = ("--set", "model.encoder.name=features", "--set", f"model.encoder.features={width}")
+    return console("finetune", data.manifest, "--features", features, "--out", out, *FAST, *of_features, *how)
+
+
+def trained(console: Console, data: SmallData, features: Path, out: Path, *how: str, code: int = 0) -> Path:
+    said = finetune(console, data, features, out, *how)
+    assert said.code == code, said.err
+    return out / "model.safetensors"
+
+
+def test_a_model_reads_the_features_of_its_own_encoder_alone(
+    console: Console, small_data: SmallData, tmp_path: Path
+) -> None:
+    ours = stored(console, small_data, tmp_path / "ours")
+    others = stored(console, small_data, tmp_path / "others", "--set", "encoder.transform.resize=48")
+    checkpoint = trained(console, small_data, ours, tmp_path / "model")
+    identity = open_features(ours / "h5_files" / f"{next(small_data.slides.iterdir()).stem}.h5").encoder
+    assert identity is not None
+    assert identity.name == "resnet10t"
+    assert checkpoint_config(checkpoint).model.encoder.features_of == str(identity)
+    predict = ("predict", "--checkpoint", checkpoint, "--features")
+    assert console(*predict, ours, "--out", tmp_path / "run").code == 0
+    # The same precision and other layouts are the same encoder.
+    trident = stored(console, small_data, tmp_path / "trident", "--layout", "trident")
+    assert console(*predict, trident / "features_resnet10t", "--out", tmp_path / "run_trident").code == 0
+    said = console(*predict, others, "--out", tmp_path / "run_others")
+    assert said.code in (2, 3)
+    assert "holds features of resnet10t with other settings" in said.out + said.err
+    assert "the checkpoint learned from features of resnet10t" in said.out + said.err
+
+    # A training begins from a model of the same features, and learns from one encoder.
+    start = ("--set", f"training.start={checkpoint}")
+    trained(console, small_data, others, tmp_path / "begun", *start, code=2)
+    mixed = shutil.copytree(ours, tmp_path / "mixed")
+    name = sorted(path.name for path in (others / "h5_files").iterdir())[-1]
+    shutil.copy(others / "h5_files" / name, mixed / "h5_files" / name)
+    said = finetune(console, small_data, mixed, tmp_path / "m2")
+    assert said.code == 2
+    assert said.err.count("wsi-ips: ") == 1
+    assert "other files hold features of resnet10t" in said.err
+
+    # So does a scorer.
+    scorer = ("--set", f"selection.scorer={checkpoint}")
+    trained(console, small_data, ours, tmp_path / "scored", *scorer)
+    said = finetune(console, small_data, others, tmp_path / "s2", *scorer)
+    assert said.code == 2
+    assert "learned from features of resnet10t" in said.err
+
+
+def test_features_that_do_not_say_their_encoder_are_taken_as_they_are(
+    console: Console, small_data: SmallData, tmp_path: Path
+) -> None:
+    ours = stored(console, small_data, tmp_path / "ours")
+    checkpoint = trained(console, small_data, ours, tmp_path / "model")
+    for path in (ours / "h5_files").iterdir():
+        with h5py.File(path, "r+") as file:
+            del file.attrs[MADE_BY_ENCODER]
+    assert (
+        console("predict", "--checkpoint", checkpoint, "--features", ours, "--out", tmp_path / "run").code
+        == 0
+    )
+    trained(console, small_data, ours, tmp_path / "again")
+    held = checkpoint_config(tmp_path / "again" / "model.safetensors")
+    assert held.model.encoder.features_of is None
+
+
+def test_weights_from_a_file_and_weights_by_name_may_be_the_same() -> None:
+    encoder = {"name": "uni", "weights": "timm", "transform": "own", "trainable": True}
+    named = EncoderIdentity.of_settings("uni", {"encoder": encoder, "weights_sha256": None})
+    filed = EncoderIdentity.of_settings(
+        "uni",
+        {"encoder": {**encoder, "weights": "/data/uni.bin", "trainable": False}, "weights_sha256": "ab" * 32},
+    )
+    other = EncoderIdentity.of_settings("uni", {"encoder": encoder, "weights_sha256": "cd" * 32})
+    assert named.difference(filed) == filed.difference(named) == ""
+    assert filed.difference(other) == "uni with other weights"
+    resized = EncoderIdentity.of_settings("uni", {"encoder": {**encoder, "transform": "none"}})
+    assert named.difference(resized) == "uni with other settings"
+    for identity in (named, filed, other):
+        assert EncoderIdentity.from_text(str(identity)) == identity
+    assert EncoderIdentity.from_text("uni") is None
