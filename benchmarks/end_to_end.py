@@ -20,7 +20,7 @@ turns, and the slides of the demo one more, which is not counted and warms up fo
 plain processes with half of the slides each gain is told beside what two workers of ``tile`` gain. ``features``
 takes one turn, for it takes longer than everything else, and what makes turns differ shows in those of ``tile``.
 
-On two cores that nothing else uses, all parts together are meant to take six minutes.
+On two cores that nothing else uses, all parts together take some twelve minutes, with TRIDENT.
 
 TRIDENT runs in an environment of its own (``--trident FOLDER`` is its checkout, ``--trident-python`` a Python that
 has what it requires), one process that answers tasks, so that its imports are not counted. It segments with its

@@ -46,6 +46,7 @@ def test_a_model_reads_the_features_of_its_own_encoder_alone(
     assert identity is not None
     assert identity.name == "resnet10t"
     assert checkpoint_config(checkpoint).model.encoder.features_of == str(identity)
+    assert "| made by | resnet10t |" in (tmp_path / "model" / "MODEL_CARD.md").read_text()
     predict = ("predict", "--checkpoint", checkpoint, "--features")
     assert console(*predict, ours, "--out", tmp_path / "run").code == 0
     # The same precision and other layouts are the same encoder.
