@@ -209,6 +209,11 @@ def test_patches_far_smaller_than_the_pictures_of_the_pretraining_are_a_warning(
     assert "learned from pictures of 224 px and is given patches of 96 px" in caplog.text
     assert "encoder.transform: {resize: 224}" in caplog.text
     caplog.clear()
+    said: set[str] = set()
+    for _ in range(3):
+        fitting_tiling(small, EncoderConfig(name="tf_efficientnet_lite0"), said=said)
+    assert len(caplog.records) == 1
+    caplog.clear()
     for tiling, encoder in (
         (small, {"transform": {"resize": 192}}),
         (small, {"weights": "none"}),

@@ -113,10 +113,12 @@ def plan(job: CompareJob, manifest: "Manifest") -> "list[Planned]":
     known = {record.slide_id: slide_mpp(record.slide_id) for record in manifest.records}
     mpp = {slide_id: value for slide_id, value in known.items() if value is not None}
     planned = []
+    said: set[str] = set()
     for name, settings in job.entries.items():
         for seed in job.seeds:
             its = entry_job(job, name, settings, seed=seed)
-            its = its.model_copy(update={"tiling": fitting_tiling(its.tiling, its.model.encoder)})
+            tiling = fitting_tiling(its.tiling, its.model.encoder, said=said)
+            its = its.model_copy(update={"tiling": tiling})
             if seed == job.seeds[0]:
                 allow_code(its.model.encoder.name)
                 try:

@@ -308,9 +308,11 @@ class _Run:
         from wsi_ips.models.encoders.fitting import fitting_tiling
 
         tasks = []
+        said: set[str] = set()
         for seed in self.job.seeds:
             config = asked_of(self.job, row, seed=seed, **stored)
-            config = config.model_copy(update={"tiling": fitting_tiling(config.tiling, config.model.encoder)})
+            tiling = fitting_tiling(config.tiling, config.model.encoder, said=said)
+            config = config.model_copy(update={"tiling": tiling})
             out = self.job.out / row / f"seed_{seed}"
             planned = Planned(
                 row, config, manifest or self.manifest, stored.get("features"), out, "test", self.job.device

@@ -17,21 +17,23 @@ SMALL = 0.75
 logger = logging.getLogger(__name__)
 
 
-def fitting_tiling(tiling: TilingConfig, encoder: EncoderConfig) -> TilingConfig:
+def fitting_tiling(
+    tiling: TilingConfig, encoder: EncoderConfig, *, said: set[str] | None = None
+) -> TilingConfig:
     """The tiling with the ``patch_px`` and ``patch_mpp`` of a listed encoder in place of those that the user has
     not set.
 
     What the user has set stays, and a warning with both numbers says where it differs. For an encoder that is
     not listed, the tiling is returned as it is; a model of timm with pretrained weights gets a warning if the
-    patches are far smaller than the pictures that it learned from, and nothing enlarges them.
+    patches are far smaller than the pictures that it learned from, and nothing enlarges them. A warning that is in
+    ``said`` is not given again, and a new one is added to it.
 
     Raises:
         ConfigError: The patches of the encoder are not larger than the overlap that was set.
     """
     entry = entry_of(encoder.name)
     if entry is None:
-        if small := too_small(encoder, patch_px=tiling.patch_px):
-            logger.warning("%s", small)
+        _warn(too_small(encoder, patch_px=tiling.patch_px), said)
         return tiling
     own: dict[str, float] = {"patch_px": entry.input_px if encoder.transform == "none" else entry.patch_px}
     if entry.mpp:
@@ -43,9 +45,15 @@ def fitting_tiling(tiling: TilingConfig, encoder: EncoderConfig) -> TilingConfig
             f"tiling.overlap_px {fitted.overlap_px} must be smaller than the {fitted.patch_px} px of "
             f"{entry.name}'s patches"
         )
-    if unfit := misfit(entry, encoder, patch_px=fitted.patch_px, patch_mpp=fitted.patch_mpp):
-        logger.warning("%s", unfit)
+    _warn(misfit(entry, encoder, patch_px=fitted.patch_px, patch_mpp=fitted.patch_mpp), said)
     return fitted
+
+
+def _warn(text: str, said: set[str] | None) -> None:
+    if text and text not in (said or ()):
+        logger.warning("%s", text)
+        if said is not None:
+            said.add(text)
 
 
 def misfit(entry: EncoderEntry, encoder: EncoderConfig, *, patch_px: int, patch_mpp: float) -> str:
