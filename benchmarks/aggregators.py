@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))  # run as a script, Python looks beside it, not in
 from benchmarks import evidence  # noqa: E402
 from benchmarks.evidence_settings import AGGREGATORS, asked  # noqa: E402
 from benchmarks.evidence_table import paired, summary  # noqa: E402
+from benchmarks.kept_results import tell  # noqa: E402
 
 DATA = "nodes"
 BASELINE = "abmil"
@@ -64,7 +65,7 @@ def main() -> None:
         print(markdown(found, evidence_of(BASELINE, results, quick=arguments.quick)))
         return
     baseline, e2e = (evidence_of(method, results, quick=arguments.quick) for method in (BASELINE, "e2e"))
-    evidence.tell(figures_of(found, baseline, e2e), as_json=arguments.json)
+    tell(figures_of(found, baseline, e2e), as_json=arguments.json)
 
 
 def parsed() -> argparse.Namespace:

@@ -13,13 +13,9 @@ nothing is run twice; of other folders, and with --quick, below --out. Without a
 import argparse
 import hashlib
 import json
-import os
-import platform
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 # Nothing heavy here: a child's ru_maxrss starts from its parent's size (Linux carries it over exec).
 
@@ -28,9 +24,9 @@ sys.path.insert(0, str(ROOT))  # run as a script, Python looks beside it, not in
 
 from benchmarks.evidence_settings import BEGINS_FROM, FOLDERS, METHODS, SHARED, asked  # noqa: E402
 from benchmarks.evidence_table import figures_of, markdown, read_results  # noqa: E402
+from benchmarks.kept_results import COMMITTED, origin, read_result, tell  # noqa: E402
 from benchmarks.steps import with_root  # noqa: E402
 
-COMMITTED = ROOT / "benchmarks" / "results"
 STEPS = [f"{data}_{method}" for data in FOLDERS for method in ("features", *METHODS)]
 
 
@@ -47,17 +43,6 @@ def main() -> None:
         print(markdown(found))
         return
     tell(figures_of(found), as_json=arguments.json)
-
-
-def tell(figures: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print figures as one JSON object or a line each."""
-    if as_json:
-        print(json.dumps(figures))
-        return
-    for key, value in figures.items():
-        print(
-            f"{key:44} {value:>12.4g}" if isinstance(value, float | int) else f"{key:44} {value or '-':>12}"
-        )
 
 
 def parsed() -> argparse.Namespace:
@@ -134,8 +119,7 @@ def run(
     seed, quick = arguments.seed, arguments.quick
     path = results / f"{name or f'{data}_{method}'}_seed{seed}.json"
     wanted_of = asked(data, method, seed=seed, quick=quick)
-    before = json.loads(path.read_text()) if path.exists() else {}
-    if before.get("asked") == wanted_of and not arguments.again:
+    if not arguments.again and read_result(path, wanted_of) is not None:
         return
     settings = {
         **{"data": data, "seed": seed, "quick": quick, "processes": arguments.processes},
@@ -163,31 +147,6 @@ def step(method: str, settings: Path, result: Path) -> None:
     done = subprocess.run(command, env=with_root(), stdout=sys.stderr, check=False)
     if done.returncode:
         sys.exit(done.returncode)
-
-
-def origin() -> dict[str, Any]:
-    """Which program found it, and on what machine."""
-    git = ["git", "-C", str(ROOT)]
-    commit = subprocess.run(
-        [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    changed = subprocess.run(
-        [*git, "status", "--porcelain", "--", "wsi_ips", "benchmarks/*.py"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    models = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ] if Path("/proc/cpuinfo").exists() else []  # fmt: skip
-    machine = f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores"
-    return {
-        "commit": commit.stdout.strip() + ("+" if changed.stdout.strip() else ""),
-        "machine": machine,
-        "python": platform.python_version(),
-    }
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ from benchmarks.evidence_data import CPU, EvidenceData  # noqa: E402
 from benchmarks.evidence_settings import ENCODER, FROZEN_MODELS, QUICK_EPOCHS, SHARED, settings_of  # noqa: E402
 from benchmarks.evidence_steps import TRAINING, frozen_config  # noqa: E402
 from benchmarks.frozen_bags import FrozenNet, Learning, train  # noqa: E402
+from benchmarks.kept_results import COMMITTED, origin, read_result, tell  # noqa: E402
 from benchmarks.node_bags import TURNS, DrawnBag, EncodedPatches, draw_bags, encode_patches, turned_anew  # noqa: E402
 from wsi_ips.evaluation.slide_level import roc_auc  # noqa: E402
 from wsi_ips.models.checkpoint import load_checkpoint  # noqa: E402
@@ -75,7 +76,7 @@ def main() -> None:
     if arguments.table:
         print(table.markdown(found))
     elif not arguments.plot:
-        evidence.tell(table.figures_of(found), as_json=arguments.json)
+        tell(table.figures_of(found), as_json=arguments.json)
 
 
 def parsed() -> argparse.Namespace:
@@ -105,7 +106,7 @@ def parsed() -> argparse.Namespace:
 def results_folder(arguments: argparse.Namespace) -> Path:
     """Where results are kept: the committed ones are of the shared folder alone."""
     shared = arguments.nodes is None or evidence.digest(arguments.nodes) == SHARED["nodes"]
-    return evidence.COMMITTED if shared and not arguments.quick else Path(arguments.out) / "results"
+    return COMMITTED if shared and not arguments.quick else Path(arguments.out) / "results"
 
 
 def run_missing(arguments: argparse.Namespace, results: Path) -> None:
@@ -115,7 +116,7 @@ def run_missing(arguments: argparse.Namespace, results: Path) -> None:
     wanted = list(dict.fromkeys([middle, *(point for curve in arguments.only for point in POINTS[curve])]))
     folder = arguments.out / f"patches_{evidence.digest(arguments.nodes)}"
     held: EncodedPatches | None = None
-    program = evidence.origin()  # the one that was loaded, whatever is changed meanwhile
+    program = origin()  # the one that was loaded, whatever is changed meanwhile
     for share, slides in wanted[:1] if arguments.quick else wanted:
         for seed, method in itertools.product(arguments.seeds, arguments.methods):
             path = results / f"curve_{method}_seed{seed}.json"
@@ -137,8 +138,7 @@ def name_of(share: float, slides: int) -> str:
 def stored_curve(path: Path, method: str, seed: int, *, quick: bool) -> dict[str, Any]:
     """What was found so far with the settings of today; no points where nothing was."""
     fresh = {"asked": asked(method, quick=quick), "seed": seed, "points": {}}
-    held: dict[str, Any] = json.loads(path.read_text()) if path.exists() else fresh
-    return held if held["asked"] == fresh["asked"] else fresh
+    return read_result(path, fresh["asked"]) or fresh
 
 
 def keep(path: Path, curve: Mapping[str, Any]) -> None:

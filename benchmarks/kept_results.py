@@ -7,16 +7,19 @@ today does not count, and is replaced when its method is run again.
 import hashlib
 import json
 import os
+import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence import COMMITTED, origin
 from wsi_ips.storage.files import whole_file
 
+ROOT = Path(__file__).resolve().parents[1]
+COMMITTED = ROOT / "benchmarks" / "results"
 MNIST_DIGEST = "23384ac5f632"
 """:func:`digest_of` MNIST's four files, unpacked."""
 Run = Callable[[], Mapping[str, Any]]
@@ -57,6 +60,42 @@ def run_once(
         held = {"asked": asked, "seed": seed, **program, **took, **found}
         partial.write_text(json.dumps(held, indent=1) + "\n")
     return held
+
+
+def origin() -> dict[str, Any]:
+    """Which program found it, and on what machine."""
+    git = ["git", "-C", str(ROOT)]
+    commit = subprocess.run(
+        [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "--", "wsi_ips", "benchmarks/*.py"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    models = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ] if Path("/proc/cpuinfo").exists() else []  # fmt: skip
+    machine = f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores"
+    return {
+        "commit": commit.stdout.strip() + ("+" if changed.stdout.strip() else ""),
+        "machine": machine,
+        "python": platform.python_version(),
+    }
+
+
+def tell(figures: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print figures as one JSON object or a line each."""
+    if as_json:
+        print(json.dumps(figures))
+        return
+    for key, value in figures.items():
+        print(
+            f"{key:44} {value:>12.4g}" if isinstance(value, float | int) else f"{key:44} {value or '-':>12}"
+        )
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:

@@ -31,15 +31,16 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, Python looks beside it, not in the repository's root
 
-from benchmarks.evidence import COMMITTED, tell  # noqa: E402
 from benchmarks.image_baselines import MeanPooling, RandomPatches, fit  # noqa: E402
 from benchmarks.kept_results import (  # noqa: E402
+    COMMITTED,
     MNIST_DIGEST,
     digest_of,
     folder_of_results,
     mean_and_deviation,
     read_result,
     run_once,
+    tell,
 )
 from wsi_ips.commands.progress_bars import RichProgress  # noqa: E402
 from wsi_ips.commands.recipe import load_recipe, make_job, shipped_recipe  # noqa: E402

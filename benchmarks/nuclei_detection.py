@@ -28,13 +28,14 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, Python looks beside it, not in the repository's root
 
-from benchmarks.evidence import COMMITTED, tell  # noqa: E402
 from benchmarks.kept_results import (  # noqa: E402
+    COMMITTED,
     digest_of,
     folder_of_results,
     mean_and_deviation,
     read_result,
     run_once,
+    tell,
 )
 from wsi_ips.models.build import parameters_of  # noqa: E402
 from wsi_ips.nuclei.config import DetectorConfig, DetectorTrainingConfig  # noqa: E402

@@ -20,8 +20,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, Python looks beside it, not in the repository's root
 
-from benchmarks.evidence import COMMITTED  # noqa: E402
 from benchmarks.kept_results import (  # noqa: E402
+    COMMITTED,
     MNIST_DIGEST,
     digest_of,
     folder_of_results,

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import evidence, evidence_curves
 from benchmarks.curve_table import METHODS, POINTS, asked, draw, figures_of, markdown, read_curves
+from benchmarks.kept_results import COMMITTED
 from benchmarks.node_bags import TURNS, DrawnBag, EncodedPatches, draw_bags, encode_patches, turned_anew
 from tests.drawn.drawn_nodes import SIDE_PX, draw_nodes
 from wsi_ips.config import StreamingConfig
@@ -252,6 +253,6 @@ def test_only_the_shared_folder_has_committed_results(
     monkeypatch.setattr(sys, "argv", options)
     assert evidence_curves.results_folder(evidence_curves.parsed()) == tmp_path / "run" / "results"
     monkeypatch.setitem(evidence.SHARED, "nodes", evidence.digest(tmp_path))
-    assert evidence_curves.results_folder(evidence_curves.parsed()) == evidence.COMMITTED
+    assert evidence_curves.results_folder(evidence_curves.parsed()) == COMMITTED
     monkeypatch.setattr(sys, "argv", [*options, "--quick"])
     assert evidence_curves.results_folder(evidence_curves.parsed()) == tmp_path / "run" / "results"

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.evidence import COMMITTED
 from benchmarks.image_baselines import MeanPooling, RandomPatches
-from benchmarks.kept_results import digest_of
+from benchmarks.kept_results import COMMITTED, digest_of
 from benchmarks.megapixel_mnist import ATTENTION, FINETUNE, TASKS, main, read_seeds
 from tests.images.small_mnist import write_small_mnist
 from wsi_ips.config import FinetuneConfig, TilingConfig

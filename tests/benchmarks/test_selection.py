@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.evidence import COMMITTED
-from benchmarks.kept_results import digest_of
+from benchmarks.kept_results import COMMITTED, digest_of
 from benchmarks.selection import chosen, flat, main, parsed, read_seeds, relevant
 from tests.images.small_mnist import write_small_mnist
 

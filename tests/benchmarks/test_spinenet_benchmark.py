@@ -10,8 +10,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from benchmarks import nuclei_detection
-from benchmarks.evidence import COMMITTED
-from benchmarks.kept_results import digest_of
+from benchmarks.kept_results import COMMITTED, digest_of
 from benchmarks.nuclei_detection import DETECTORS, detection_figures, markdown, read_seeds
 from benchmarks.spinenet import PUBLISHED, speed_figures
 from wsi_ips.nuclei.config import DetectorTrainingConfig
