@@ -557,6 +557,7 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
     calibration = _calibration(job, models, pipeline)
     run = RunFolder(job.out)
     paths = list_features(features)
+    predictor.check_first(paths.values())
     case_of = _case_of(job, pipeline, list(paths))
     config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json", exclude={"tiling"})}
     claim = claimed(

@@ -1,7 +1,7 @@
 """Labelling slides from their stored features, without opening a slide: :func:`predict_features`."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,10 +121,28 @@ class FeaturePredictor:
             FeaturesError: The file cannot be used, or its slide is not among those given.
             SlideReadError: Its slide cannot be opened.
         """
-        held, width = (
-            open_features(path, info=self._info(slide_id, path)),
-            self.pipeline.model.encoder.features,
-        )
+        held = open_features(path, info=self._info(slide_id, path))
+        self._check_kind(held)
+        return held
+
+    def check_first(self, paths: Iterable[Path]) -> None:
+        """Check that the first file that can be read holds features of the kind that this network reads.
+
+        A folder of another encoder's features is found so before anything is written.
+
+        Raises:
+            FeaturesError: It holds others.
+        """
+        for path in paths:
+            try:
+                held = open_features(path)
+            except FeaturesError:  # a slide that fails by itself
+                continue
+            self._check_kind(held)
+            return
+
+    def _check_kind(self, held: FeatureFile) -> None:
+        path, width = held.path, self.pipeline.model.encoder.features
         if held.width != width:
             raise FeaturesError(
                 path,
@@ -133,7 +151,6 @@ class FeaturePredictor:
             )
         learned = EncoderIdentity.from_text(self.pipeline.model.encoder.features_of)
         held.check_encoder(learned, whose="the checkpoint learned from features")
-        return held
 
     def _info(self, slide_id: str, path: Path) -> SlideInfo | None:
         if self.slides is None:
