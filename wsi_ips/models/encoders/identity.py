@@ -17,8 +17,8 @@ DIGITS = 12
 WORD = r"[A-Za-z0-9._-]{1,120}"
 PATTERN = rf"^{WORD} [0-9a-f]{{{DIGITS}}} (file:[0-9a-f]{{{DIGITS}}}|{WORD})$"
 """The form of an identity as text."""
-LEARNS_ONLY = ("trainable", "project", "features", "batch_norm", "drop_path", "weights")
-"""Settings of an encoder that change no feature, and its weights, which are compared by themselves."""
+LEARNS_ONLY = ("trainable", "project", "features", "batch_norm", "drop_path", "lora", "weights")
+"""Settings that change nothing before an encoder learns, and its weights, which are compared by themselves."""
 
 
 @dataclass(frozen=True, slots=True)
