@@ -97,5 +97,5 @@ def too_small(encoder: EncoderConfig, *, patch_px: int) -> str:
     side = known.input_size[-1]
     return (
         f"encoder {encoder.name} learned from pictures of {side} px and is given patches of {patch_px} px; it "
-        f"often sees more in patches that are enlarged: encoder.transform: {{resize: {side}}} (docs/encoders.md)"
+        f"may see more in patches that are enlarged: encoder.transform: {{resize: {side}}} (docs/encoders.md)"
     )
