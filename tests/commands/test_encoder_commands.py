@@ -207,7 +207,7 @@ def test_patches_far_smaller_than_the_pictures_of_the_pretraining_are_a_warning(
     small = TilingConfig(patch_px=96)
     assert fitting_tiling(small, EncoderConfig(name="tf_efficientnet_lite0")) is small
     assert "learned from pictures of 224 px and is given patches of 96 px" in caplog.text
-    assert "encoder.transform: {resize: 224}" in caplog.text
+    assert "encoder.transform: {resize: 144}" in caplog.text
     caplog.clear()
     said: set[str] = set()
     for _ in range(3):

@@ -11,6 +11,8 @@ from wsi_ips.models.encoders.registry import entry_of
 
 SAME_MPP = 0.02
 """Two resolutions that differ by less than this share count as the same."""
+ENLARGED = 1.5
+"""By which factor it is worth enlarging small patches; docs/learning.md has the figures."""
 SMALL = 0.75
 """Patches whose side is less than this share of the pictures that an encoder learned from count as small."""
 
@@ -95,7 +97,8 @@ def too_small(encoder: EncoderConfig, *, patch_px: int) -> str:
     if known is None or known.fixed_input_size or patch_px >= SMALL * known.input_size[-1]:
         return ""
     side = known.input_size[-1]
+    larger = min(side, round(ENLARGED * patch_px))
     return (
         f"encoder {encoder.name} learned from pictures of {side} px and is given patches of {patch_px} px; it "
-        f"may see more in patches that are enlarged: encoder.transform: {{resize: {side}}} (docs/encoders.md)"
+        f"may see more in patches that are enlarged: encoder.transform: {{resize: {larger}}} (docs/encoders.md)"
     )
