@@ -123,15 +123,17 @@ def _gaps(data: str, methods: Mapping[str, Mapping[int, Any]]) -> dict[str, Any]
 
 
 def _gain(data: str, nodes: Mapping[str, Mapping[int, Any]], *, colour: Mapping[int, Any]) -> dict[str, Any]:
-    """What end-to-end learning adds to the best frozen method on lymph nodes, with its paired interval."""
+    """What end-to-end learning adds to the best frozen method on lymph nodes, over the seeds that both have, with
+    its paired interval."""
     from benchmarks.paired_gain import gain_interval
 
-    frozen = [name for name in ("mean", "abmil", "ips_paper", "ips") if nodes.get(name)]
     ours = nodes.get("e2e", {})
+    pairs = {name: paired(ours, nodes.get(name, {})) for name in FROZEN}
+    frozen = {name: both for name, both in pairs.items() if both}
     figures: dict[str, Any] = {}
-    if ours and frozen:
-        best = max(frozen, key=lambda name: statistics.fmean(run["auc"] for run in nodes[name].values()))
-        both = paired(ours, nodes[best])
+    if frozen:
+        best = max(frozen, key=lambda name: statistics.fmean(other["auc"] for _, other in frozen[name]))
+        both = frozen[best]
         low, high = gain_interval(both)
         gain = statistics.fmean(one["auc"] - other["auc"] for one, other in both)
         figures |= {

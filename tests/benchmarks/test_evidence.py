@@ -87,6 +87,16 @@ def test_the_gain_is_paired_over_slides_and_seeds() -> None:
     assert gain_interval([(better, better)] * 2) == (0.0, 0.0)
 
 
+def test_the_gain_is_of_the_seeds_that_both_have(tmp_path: Path) -> None:
+    keep(tmp_path, "nodes_enlarged", "e2e", 1, found(1.0))
+    keep(tmp_path, "nodes_enlarged", "abmil", 0, found(0.9))
+    assert "nodes_enlarged_ips_e2e_gain" not in figures_of(read_results(tmp_path, quick=False))
+    keep(tmp_path, "nodes_enlarged", "mean", 1, found(0.5, probabilities=[[0.5, 0.5]] * 12))
+    figures = figures_of(read_results(tmp_path, quick=False))
+    assert figures["nodes_enlarged_best_frozen"] == "mean"
+    assert figures["nodes_enlarged_ips_e2e_gain"] == 0.5
+
+
 def test_only_the_shared_folders_have_committed_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
