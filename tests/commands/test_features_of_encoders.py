@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import h5py
+import numpy as np
 
 from tests.commands.console import Console, Said
 from tests.conftest import SmallData
@@ -115,3 +116,38 @@ def test_weights_from_a_file_and_weights_by_name_may_be_the_same() -> None:
     for identity in (named, filed, other):
         assert EncoderIdentity.from_text(str(identity)) == identity
     assert EncoderIdentity.from_text("uni") is None
+
+
+def test_an_encoder_of_the_user_is_the_same_in_another_folder() -> None:
+    here, there = (
+        EncoderIdentity.of_settings(
+            "mine_build", {"encoder": {"name": f"{folder}/mine.py:build"}, "code_sha256": code}
+        )
+        for folder, code in (("/home/ann", "a" * 64), ("/data/bob", "a" * 64))
+    )
+    assert here.difference(there) == ""
+    changed = EncoderIdentity.of_settings(
+        "mine_build", {"encoder": {"name": "/home/ann/mine.py:build"}, "code_sha256": "b" * 64}
+    )
+    assert here.difference(changed) == "mine_build with other settings"
+
+
+def test_a_text_that_names_no_encoder_is_refused_and_not_passed_over(
+    console: Console, small_data: SmallData, tmp_path: Path
+) -> None:
+    ours = stored(console, small_data, tmp_path / "ours")
+    said = finetune(console, small_data, ours, tmp_path / "m", "--set", "model.encoder.features_of=uni")
+    assert said.code == 2
+    assert "features_of" in said.err
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_file_that_calls_its_encoder_features_still_gets_a_model_card(
+    console: Console, small_data: SmallData, tmp_path: Path
+) -> None:
+    ours = stored(console, small_data, tmp_path / "ours")
+    for path in (ours / "h5_files").iterdir():
+        with h5py.File(path, "r+") as file:
+            file.attrs[MADE_BY_ENCODER] = np.bytes_(b"features 0123456789ab timm")
+    trained(console, small_data, ours, tmp_path / "model")
+    assert "| made by | features |" in (tmp_path / "model" / "MODEL_CARD.md").read_text()

@@ -15,6 +15,11 @@ Precision = Annotated[
 ]
 """``32`` is float32, ``bf16`` and ``fp16`` are mixed precision, ``auto`` is decided by encoder and device."""
 
+IDENTITY = r"^[A-Za-z0-9._-]{1,120} [0-9a-f]{12} (file:[0-9a-f]{12}|[A-Za-z0-9._-]{1,120})$"
+"""The form in which files of features say which encoder made them: its name, a digest of its settings, its weights
+(:class:`wsi_ips.models.encoders.identity.EncoderIdentity`).
+"""
+
 
 class Computing(Section):
     """Settings of the jobs that run an encoder without learning, ``predict`` and ``features``."""

@@ -30,7 +30,7 @@ from pydantic import (
 )
 
 from wsi_ips.config.aggregator import AggregatorConfig
-from wsi_ips.config.encoder import LoraConfig, Side, TransformConfig
+from wsi_ips.config.encoder import IDENTITY, LoraConfig, Side, TransformConfig
 from wsi_ips.config.section import FILLED_IN, Fraction, LayerWidth, Section, read_described
 from wsi_ips.config.survival import SurvivalConfig
 from wsi_ips.errors import ConfigError
@@ -354,7 +354,7 @@ class EncoderConfig(Section):
     """
     features: LayerWidth | None = None
     """Width of the stored features (``name: features`` only)."""
-    features_of: Annotated[str, Field(max_length=300)] | None = None
+    features_of: Annotated[str, Field(pattern=IDENTITY)] | None = None
     """Which encoder made the stored features, as their files say it
     (:class:`wsi_ips.models.encoders.identity.EncoderIdentity`). Training fills it in, and features of another
     encoder are refused from then on. None: the files do not say it.

@@ -309,7 +309,7 @@ def _origin(encoder: EncoderConfig) -> list[list[str]]:
                 ["licence", "that of the encoder which made the features; the run does not know it"],
             ]
         weights = "from a file" if maker.weights.startswith("file:") else maker.weights
-        made = encoder.model_copy(update={"name": maker.name, "weights": weights})
+        made = encoder.model_copy(update={"name": maker.name, "weights": weights, "features_of": None})
         return [width, ["made by", maker.name], *_origin(made)]
     if encoder.weights == "none":
         return [["weights", "random at the start: no licence but that of the slides"]]

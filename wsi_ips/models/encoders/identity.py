@@ -1,8 +1,8 @@
 """Which encoder made stored features: :class:`EncoderIdentity`.
 
-Features of two encoders may be equally wide, and a model that learned from those of one says something of those of
-the other all the same, and it is wrong. So every file of features that wsi_ips writes says which encoder made
-it, a model that learned from them keeps that, and what is read later is compared with it.
+Features of two encoders may be equally wide. A model that learned from one of them gives an answer for features of
+the other as well, and that answer is wrong. So every file of features that wsi_ips writes says which encoder made
+it. A model keeps what its features said, and features that it reads later are compared with that.
 """
 
 import json
@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Self
 
+from wsi_ips.config.encoder import IDENTITY
+
 DIGITS = 12
-"""Hexadecimal digits of a SHA-256 that are kept."""
-WORD = r"[A-Za-z0-9._-]{1,120}"
-PATTERN = rf"^{WORD} [0-9a-f]{{{DIGITS}}} (file:[0-9a-f]{{{DIGITS}}}|{WORD})$"
-"""The form of an identity as text."""
-LEARNS_ONLY = ("trainable", "project", "features", "batch_norm", "drop_path", "lora", "weights")
-"""Settings that change nothing before an encoder learns, and its weights, which are compared by themselves."""
+"""Hexadecimal digits of a SHA-256 that are kept, as :data:`IDENTITY` has them."""
+COMPARED_APART = ("name", "weights")
+"""Settings that have a place of their own in an identity. Both may be paths, which differ between machines."""
+LEARNS_ONLY = ("trainable", "project", "features", "batch_norm", "drop_path", "lora")
+"""Settings that change nothing before an encoder learns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +50,16 @@ class EncoderIdentity:
         encoder = dict(settings.pop("encoder", {}))
         file = settings.pop("checkpoint", None) or settings.pop("weights_sha256", None)
         weights = f"file:{file[:DIGITS]}" if file else _word(str(encoder.get("weights", "none")))
-        settings["encoder"] = {key: value for key, value in encoder.items() if key not in LEARNS_ONLY}
-        settings.pop("weights_sha256", None)
+        left_out = (*COMPARED_APART, *LEARNS_ONLY)
+        settings["encoder"] = {key: value for key, value in encoder.items() if key not in left_out}
         settings.pop("patches", None)  # how slides are tiled
         digest = sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:DIGITS]
         return cls(_word(name), digest, weights)
 
     @classmethod
     def from_text(cls, text: str | None) -> Self | None:
-        """The identity that a text holds; None for a text of another form."""
-        return cls(*text.split(" ")) if text is not None and re.fullmatch(PATTERN, text) else None
+        """The identity that a text holds; None for no text, or one of another form."""
+        return cls(*text.split(" ")) if text is not None and re.fullmatch(IDENTITY, text) else None
 
     def __str__(self) -> str:
         return f"{self.name} {self.settings} {self.weights}"
