@@ -131,7 +131,7 @@ def main() -> None:
     runs = data.folder / "runs"
     start = runs / f"{data.name}_{BEGINS_FROM[method]}" / BEST_NAME if method in BEGINS_FROM else None
     step = Step(method, data, runs / f"{data.name}_{method}", start, int(settings["processes"]))
-    resumed = bytes_below(step.out) > 0
+    resumed = bytes_below(data.features if method == "features" else step.out) > 0
     before, started = bytes_below(data.folder), time.perf_counter()
     said = STEPS[method](step)
     figures: dict[str, Any] = {"seconds": time.perf_counter() - started}

@@ -49,8 +49,10 @@ def read_results(folder: Path, *, quick: bool) -> Results:
         for method in FROZEN:
             for seed, held in methods.get(method, {}).items():
                 for name in ("encoder_passes", "seconds", "bytes_written"):
-                    if held[name] is not None:  # it is of a step that went on where a killed call had stopped
-                        held[name] += made.get(seed, {}).get(name) or 0
+                    of_features = made.get(seed, {}).get(name, 0)
+                    # None is of a step that went on where a killed call had stopped.
+                    unknown = held[name] is None or of_features is None
+                    held[name] = None if unknown else held[name] + of_features
     return found
 
 
