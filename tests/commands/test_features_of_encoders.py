@@ -1,4 +1,5 @@
-"""Features say which encoder made them: a model reads those of its own encoder, and refuses those of another."""
+"""Features say which encoder made them of which patches: a model reads those that it learned from, and refuses
+others."""
 
 import shutil
 from pathlib import Path
@@ -10,16 +11,18 @@ from tests.commands.console import Console, Said
 from tests.conftest import SmallData
 from wsi_ips.datasets.feature_files import MADE_BY_ENCODER, open_features
 from wsi_ips.models.checkpoint_head import checkpoint_config
-from wsi_ips.models.encoders.identity import EncoderIdentity
+from wsi_ips.models.encoders.identity import EncoderIdentity, FeaturesOrigin
 
 PATCHES = ("--patch-px", "32", "--patch-mpp", "2")
 FAST = ("--set", "training.epochs=1", "--set", "selection.m=4", "--set", "selection.i=4",
         "--set", "training.head_start.epochs=0")  # fmt: skip
 
 
-def stored(console: Console, data: SmallData, out: Path, *how: str) -> Path:
+def stored(
+    console: Console, data: SmallData, out: Path, *how: str, patches: tuple[str, ...] = PATCHES
+) -> Path:
     """Features of all slides by a small random network."""
-    said = console("features", data.slides, "--out", out, *PATCHES, "--encoder", "resnet10t", "--weights", "none",
+    said = console("features", data.slides, "--out", out, *patches, "--encoder", "resnet10t", "--weights", "none",
                    "--set", "encoder.stage=1", *how)  # fmt: skip
     assert said.code == 0, said.err
     return out
@@ -82,6 +85,53 @@ def test_a_model_reads_the_features_of_its_own_encoder_alone(
     said = finetune(console, small_data, others, tmp_path / "s2", *scorer)
     assert said.code == 2
     assert "learned from features of resnet10t" in said.err
+
+
+def test_a_model_reads_features_of_patches_of_its_own_size_alone(
+    console: Console, small_data: SmallData, tmp_path: Path
+) -> None:
+    ours = stored(console, small_data, tmp_path / "ours")
+    smaller = stored(
+        console, small_data, tmp_path / "smaller", patches=("--patch-px", "32", "--patch-mpp", "1")
+    )
+    checkpoint = trained(console, small_data, ours, tmp_path / "model")
+    assert checkpoint_config(checkpoint).model.encoder.features_patch_um == 64
+    assert ", of patches of 64 µm |" in (tmp_path / "model" / "MODEL_CARD.md").read_text()
+    said = console("predict", "--checkpoint", checkpoint, "--features", smaller, "--out", tmp_path / "run")
+    assert said.code == 2
+    assert (
+        "holds features of patches of 32 µm, and the checkpoint learned from features of patches of 64 µm"
+        in said.err
+    )
+    assert not (tmp_path / "run").exists()
+
+    # So do a training that begins from it, a scorer, a training of mixed files, and the mean of two models.
+    for setting in ("training.start", "selection.scorer"):
+        said = finetune(console, small_data, smaller, tmp_path / "m", "--set", f"{setting}={checkpoint}")
+        assert said.code == 2
+        assert "patches of 64 µm" in said.err
+        assert "patches of 32 µm" in said.err
+    mixed = shutil.copytree(ours, tmp_path / "mixed")
+    last = max((smaller / "h5_files").iterdir())
+    shutil.copy(last, mixed / "h5_files" / last.name)
+    said = finetune(console, small_data, mixed, tmp_path / "m2")
+    assert said.code == 2
+    assert "patches of 32 µm, and other files hold features of patches of 64 µm" in said.err
+    other = trained(console, small_data, smaller, tmp_path / "other")
+    said = console(
+        *("predict", "--checkpoint", checkpoint, other, "--features", ours, "--out", tmp_path / "mean")
+    )
+    assert said.code == 2
+    assert "it reads features of patches of 32 µm, not of patches of 64 µm" in said.err
+
+
+def test_patches_of_almost_one_size_are_the_same() -> None:
+    of_256 = FeaturesOrigin(None, 128.0)
+    for um_patch in (112.0, 128.0 * 0.2428 / 0.25, 150.0, None):
+        assert of_256.difference(FeaturesOrigin(None, um_patch)) is None
+    for um_patch in (64.0, 256.0, 170.0, 100.0):
+        said = (f"patches of {um_patch:g} µm", "patches of 128 µm")
+        assert of_256.difference(FeaturesOrigin(None, um_patch)) == said
 
 
 def test_features_that_do_not_say_their_encoder_are_taken_as_they_are(

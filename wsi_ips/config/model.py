@@ -62,7 +62,8 @@ BLOCK_WORDS = ("depth", "layer", "block", "stage", "repeat")
 """What the names of such arguments contain."""
 LARGEST_ARGUMENT = 2**20
 """Largest number for any other argument."""
-LATER_ENCODER_FIELDS = ("args", "img_size", "transform", "mean", "std", "lora", "drop_path", "features_of")
+LATER_ENCODER_FIELDS = ("args", "img_size", "transform", "mean", "std", "lora", "drop_path", "features_of",
+                        "features_patch_um")  # fmt: skip
 """Fields that are written only if they are set, so that stored settings of earlier versions keep their
 fingerprints.
 """
@@ -359,6 +360,10 @@ class EncoderConfig(Section):
     (:class:`wsi_ips.models.encoders.identity.EncoderIdentity`). Training fills it in, and features of another
     encoder are refused from then on. None: the files do not say it.
     """
+    features_patch_um: PositiveFloat | None = None
+    """Side in µm of the patches that the stored features are of. Training fills it in, and features of patches
+    that are more than a quarter larger or smaller are refused from then on. None: the files do not say it.
+    """
     project: Annotated[NonNegativeInt, Field(le=65_536)] | None = None
     """Width to which a projector maps the features; 0: there is none. In front of the direct block it is Linear,
     ReLU and dropout, 256 wide if not given. In front of the paper's block it is that of the paper (LayerNorm,
@@ -388,8 +393,9 @@ class EncoderConfig(Section):
     def _features_have_a_width(self) -> Self:
         if (self.name == "features") != (self.features is not None):
             raise ValueError("name: features and features: <width> (e.g. 1024) go together")
-        if self.features_of is not None and self.name != "features":
-            raise ValueError("features_of goes with stored features (name: features)")
+        for name in ("features_of", "features_patch_um"):
+            if getattr(self, name) is not None and self.name != "features":
+                raise ValueError(f"{name} goes with stored features (name: features)")
         if self.name == "features" and (self.stage is not None or self.pooling != "model"):
             raise ValueError("stored features have no stages: leave stage and pooling out")
         return self

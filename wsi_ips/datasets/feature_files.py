@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import CoordsError, FeaturesError, first_of, one_line
-from wsi_ips.models.encoders.identity import EncoderIdentity
+from wsi_ips.models.encoders.identity import EncoderIdentity, FeaturesOrigin
 from wsi_ips.slides.base import SlideInfo
 from wsi_ips.storage.files import outside_cause
 from wsi_ips.storage.hdf5 import check_stored, opened_hdf5, plain_dataset, stated_text
@@ -62,23 +62,33 @@ class FeatureFile:
     def __len__(self) -> int:
         return len(self.l0_xy_N2)
 
-    def check_encoder(self, expected: EncoderIdentity | None, *, whose: str) -> None:
-        """Check that the features are of this encoder, as far as both are known.
+    @property
+    def origin(self) -> FeaturesOrigin:
+        """What the features are of, as far as the file says it."""
+        um_patch = None
+        if self.places is not None:
+            um_patch = self.places.um_patch
+        elif self.coords is not None:
+            um_patch = self.coords.patch_px * float(self.coords.patch_mpp)
+        return FeaturesOrigin(self.encoder, um_patch)
+
+    def check_origin(self, expected: FeaturesOrigin, *, whose: str) -> None:
+        """Check that the features are of this encoder and of patches of this size, as far as both are known.
 
         Args:
-            expected: The encoder; None if it is not known.
-            whose: What is of that encoder, for the message: "the checkpoint learned from features".
+            expected: What they should be of.
+            whose: What is of that, for the message: "the checkpoint learned from features".
 
         Raises:
-            FeaturesError: They are of another encoder.
+            FeaturesError: They are of another encoder, or of patches of another size.
         """
-        if expected is None or self.encoder is None:
-            return
-        if other := expected.difference(self.encoder):
+        if (differs := expected.difference(self.origin)) is not None:
+            theirs, ours = differs
             raise FeaturesError(
                 self.path,
-                f"holds features of {other}, and {whose} of {expected.name}",
-                "give features of one and the same encoder, stored with the same settings and weights",
+                f"holds features of {theirs}, and {whose} of {ours}",
+                "give features of one and the same encoder, stored with the same settings and weights, of patches "
+                "of the same size in µm",
             )
 
 

@@ -17,7 +17,7 @@ from wsi_ips.errors import CheckpointError, ConfigError
 from wsi_ips.inference.results import Probabilities, SlideResult
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.models.checkpoint_head import checkpoint_config, checkpoint_sha256
-from wsi_ips.models.encoders.identity import EncoderIdentity
+from wsi_ips.models.encoders.identity import FeaturesOrigin
 from wsi_ips.models.encoders.registry import code_of, code_sha256
 from wsi_ips.progress import Progress, silent
 from wsi_ips.storage.held_folder import flat_settings
@@ -129,9 +129,9 @@ def _difference(first: PipelineConfig, other: PipelineConfig) -> str:
         return f"its tasks are {_in_words(tasks[1])}, not {_in_words(tasks[0])}"
     if first.model.encoder.features != other.model.encoder.features:
         return f"it reads {_read(other.model.encoder.features)}, not {_read(first.model.encoder.features)}"
-    encoders = [EncoderIdentity.from_text(each.model.encoder.features_of) for each in (first, other)]
-    if encoders[0] and encoders[1] and (encoder := encoders[0].difference(encoders[1])):
-        return f"it reads features of {encoder}, not of {encoders[0].name}"
+    ours_of, theirs_of = (FeaturesOrigin.of_config(each.model.encoder) for each in (first, other))
+    if (differs := ours_of.difference(theirs_of)) is not None:
+        return f"it reads features of {differs[0]}, not of {differs[1]}"
     if first.bag != other.bag:
         return f"its bag is {other.bag}, not {first.bag}"
     for section in SAME:

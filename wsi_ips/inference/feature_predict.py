@@ -23,7 +23,7 @@ from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.run_tables import RunTables
 from wsi_ips.inference.slide_work import Done, SlideJob, SlideRecorder
 from wsi_ips.inference.telemetry import SlideTelemetry
-from wsi_ips.models.encoders.identity import EncoderIdentity
+from wsi_ips.models.encoders.identity import FeaturesOrigin
 from wsi_ips.models.ips_net import BagNet, IPSNet
 from wsi_ips.progress import Progress, silent
 from wsi_ips.selection.reading import read_bag
@@ -149,8 +149,8 @@ class FeaturePredictor:
                 f"holds features of width {held.width}, the checkpoint reads {width}",
                 "give it features of the encoder that it was trained with",
             )
-        learned = EncoderIdentity.from_text(self.pipeline.model.encoder.features_of)
-        held.check_encoder(learned, whose="the checkpoint learned from features")
+        learned = FeaturesOrigin.of_config(self.pipeline.model.encoder)
+        held.check_origin(learned, whose="the checkpoint learned from features")
 
     def _info(self, slide_id: str, path: Path) -> SlideInfo | None:
         if self.slides is None:

@@ -30,7 +30,7 @@ from wsi_ips.models.attention import CrossAttention, DirectAttention
 from wsi_ips.models.checkpoint_head import checkpoint_config
 from wsi_ips.models.coarse import Coarse, ConvScorer, EncoderScorer
 from wsi_ips.models.encoders.ats_encoders import MegapixelMnistEncoder, SpeedLimitsEncoder, as_keras
-from wsi_ips.models.encoders.identity import EncoderIdentity
+from wsi_ips.models.encoders.identity import FeaturesOrigin
 from wsi_ips.models.encoders.timm_encoder import FeatureEncoder, PlainProjector, Projector, TimmEncoder
 from wsi_ips.models.heads import Heads, queries_of
 from wsi_ips.models.ips_net import BagNet, IPSNet, Positions, RasterSinusoid, SlideSinusoid
@@ -178,6 +178,7 @@ def scorer_model(scorer: ScorerConfig, feature_dim: int | None) -> ModelConfig:
         name="features",
         features=feature_dim or width or 1,
         features_of=held.model.encoder.features_of,
+        features_patch_um=held.model.encoder.features_patch_um,
         project=held.model.encoder.project,
     )
     return held.model.model_copy(update={"encoder": encoder})
@@ -192,11 +193,11 @@ def _scorer(scorer: ScorerConfig, config: ModelConfig, feature_dim: int | None) 
     model = scorer_model(scorer, feature_dim)
     net = build_net(model)
     where = scorer.checkpoint or "its model"
-    theirs_of, ours_of = (EncoderIdentity.from_text(each.encoder.features_of) for each in (model, config))
-    if theirs_of and ours_of and (encoder := ours_of.difference(theirs_of)):
+    theirs_of, ours_of = (FeaturesOrigin.of_config(each.encoder) for each in (model, config))
+    if (differs := ours_of.difference(theirs_of)) is not None:
         raise ConfigError(
-            f"selection.scorer: {where} learned from features of {encoder}, and these are of {ours_of.name}: take "
-            "a model of the same features"
+            f"selection.scorer: {where} learned from features of {differs[0]}, and these are of {differs[1]}: "
+            "take a model of the same features"
         )
     if not net.attention.scores_patches:
         name = "attention" if model.aggregator is None else model.aggregator.name

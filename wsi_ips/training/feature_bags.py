@@ -22,7 +22,7 @@ from wsi_ips.datasets.feature_files import FeatureFile, find_features, open_feat
 from wsi_ips.datasets.manifest import Manifest, SlideRecord, Target
 from wsi_ips.errors import FeaturesError, count
 from wsi_ips.models.checkpoint_head import checkpoint_config
-from wsi_ips.models.encoders.identity import EncoderIdentity
+from wsi_ips.models.encoders.identity import FeaturesOrigin
 from wsi_ips.progress import Progress, silent
 from wsi_ips.storage.files import system_cause
 from wsi_ips.storage.hdf5 import opened_hdf5
@@ -163,28 +163,29 @@ def feature_bag(record: SlideRecord, path: Path, *, tasks: Sequence[TaskConfig],
     return FeatureBag(record, held, record.targets(tasks))
 
 
-def made_by_one_encoder(files: Sequence[FeatureFile], config: FinetuneConfig) -> FinetuneConfig:
-    """The configuration with ``model.encoder.features_of``, the encoder that made the features.
+def of_one_origin(files: Sequence[FeatureFile], config: FinetuneConfig) -> FinetuneConfig:
+    """The configuration with what the features are of: the encoder that made them (``model.encoder.features_of``)
+    and the size of their patches (``features_patch_um``).
 
-    Files that do not say which encoder made them are taken as they are.
+    Files that do not say it are taken as they are.
 
     Raises:
-        FeaturesError: A file says another encoder than another file, the configuration, or the checkpoint
-            ``training.start`` does.
+        FeaturesError: A file says another encoder, or patches of another size, than another file, the
+            configuration, or the checkpoint ``training.start`` does.
         CheckpointError: That checkpoint cannot be read.
     """
-    encoder, start = config.model.encoder, config.training.start
-    learned = None
+    asked, start = FeaturesOrigin.of_config(config.model.encoder), config.training.start
+    learned = FeaturesOrigin()
     if start is not None:
-        learned = EncoderIdentity.from_text(checkpoint_config(start).model.encoder.features_of)
-    of_all = EncoderIdentity.from_text(encoder.features_of)
-    whose = "other files hold features" if of_all is None else "model.encoder.features_of asks for those"
+        learned = FeaturesOrigin.of_config(checkpoint_config(start).model.encoder)
+    of_all = asked
     for held in files:
-        of_all = held.encoder if of_all is None else of_all
-        held.check_encoder(of_all, whose=whose)
-        held.check_encoder(learned, whose="training.start learned from features")
-    encoder = encoder.model_copy(update={"features_of": None if of_all is None else str(of_all)})
-    return config.model_copy(update={"model": config.model.model_copy(update={"encoder": encoder})})
+        held.check_origin(asked, whose="model.encoder asks for those")
+        held.check_origin(of_all, whose="other files hold features")
+        held.check_origin(learned, whose="training.start learned from features")
+        of_all = of_all.filled_from(held.origin)
+    model = config.model.model_copy(update={"encoder": of_all.into(config.model.encoder)})
+    return config.model_copy(update={"model": model})
 
 
 def finetune_features(
@@ -210,8 +211,8 @@ def finetune_features(
 
     Raises:
         ManifestError: There are no training slides, or only one label.
-        FeaturesError: A file is missing, or files are of different encoders. This is found before training
-            starts.
+        FeaturesError: A file is missing, or files are of different encoders or of patches of different sizes.
+            This is found before training starts.
         ConfigError: ``out`` holds another run.
         TrainingError: More files than ``training.max_bad_slides`` allows are bad, or the loss is not finite.
     """
@@ -237,7 +238,7 @@ def finetune_features(
             bags[record.split].append(bag)
             advance(f"{record.slide_id}: {count(len(bag), 'patch', 'patches')}")
     bad |= without_slides(bad, records, config)
-    config = made_by_one_encoder([bag.held for of_split in bags.values() for bag in of_split], config)
+    config = of_one_origin([bag.held for of_split in bags.values() for bag in of_split], config)
     train, val = (bags_of(bags[split], manifest, config) for split in ("train", "val"))
     report = train_bags(
         train, val, config, out, device=device, progress=progress, max_bad=allowed - len(bad),

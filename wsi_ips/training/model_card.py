@@ -303,13 +303,16 @@ def _origin(encoder: EncoderConfig) -> list[list[str]]:
     if encoder.name == "features":
         maker = EncoderIdentity.from_text(encoder.features_of)
         width = ["width", str(encoder.features)]
+        if encoder.features_patch_um is not None:
+            width[1] += f", of patches of {encoder.features_patch_um:.4g} µm"
         if maker is None:
             return [
                 width,
                 ["licence", "that of the encoder which made the features; the run does not know it"],
             ]
         weights = "from a file" if maker.weights.startswith("file:") else maker.weights
-        made = encoder.model_copy(update={"name": maker.name, "weights": weights, "features_of": None})
+        made = encoder.model_copy(update={"name": maker.name, "weights": weights, "features_of": None,
+                                          "features_patch_um": None})  # fmt: skip
         return [width, ["made by", maker.name], *_origin(made)]
     if encoder.weights == "none":
         return [["weights", "random at the start: no licence but that of the slides"]]

@@ -1,8 +1,10 @@
-"""Which encoder made stored features: :class:`EncoderIdentity`.
+"""What stored features are of: which encoder (:class:`EncoderIdentity`) saw patches of which size
+(:class:`FeaturesOrigin`).
 
-Features of two encoders may be equally wide. A model that learned from one of them gives an answer for features of
-the other as well, and that answer is wrong. So every file of features that wsi_ips writes says which encoder made
-it. A model keeps what its features said, and features that it reads later are compared with that.
+Features of two encoders may be equally wide, and so are those of small and large patches. A model that learned
+from one of them gives an answer for the others as well, and that answer is wrong. So every file of features that
+wsi_ips writes says which encoder made it, and all but CLAM's say how large their patches are. A model keeps what
+its features said, and features that it reads later are compared with that.
 """
 
 import json
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Self
 
+from wsi_ips.config import EncoderConfig
 from wsi_ips.config.encoder import IDENTITY
 
 DIGITS = 12
@@ -20,6 +23,10 @@ COMPARED_APART = ("name", "weights")
 """Settings that have a place of their own in an identity. Both may be paths, which differ between machines."""
 LEARNS_ONLY = ("trainable", "project", "features", "batch_norm", "drop_path", "lora")
 """Settings that change nothing before an encoder learns."""
+MOST_RATIO = 1.25
+"""By which factor patches may differ in size before they are others. Programs that know only a magnification take
+0.25 µm per pixel for what is 0.22 to 0.28, and encoders are given 224 px as well as 256 px.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,43 @@ class EncoderIdentity:
             return f"{other.name} with other settings"
         comparable = self.weights.startswith("file:") == other.weights.startswith("file:")
         return f"{other.name} with other weights" if comparable and self.weights != other.weights else ""
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturesOrigin:
+    """What stored features are of, as far as it is known.
+
+    Attributes:
+        encoder: The encoder that made them. None: not known.
+        um_patch: Side of their patches in µm. None: not known.
+    """
+
+    encoder: EncoderIdentity | None = None
+    um_patch: float | None = None
+
+    @classmethod
+    def of_config(cls, encoder: EncoderConfig) -> Self:
+        """What a model that reads stored features learned from."""
+        return cls(EncoderIdentity.from_text(encoder.features_of), encoder.features_patch_um)
+
+    def into(self, encoder: EncoderConfig) -> EncoderConfig:
+        """The configuration of a model that learns from such features."""
+        of = None if self.encoder is None else str(self.encoder)
+        return encoder.model_copy(update={"features_of": of, "features_patch_um": self.um_patch})
+
+    def filled_from(self, other: Self) -> Self:
+        """This, with what is not known taken from ``other``."""
+        return type(self)(self.encoder or other.encoder, self.um_patch or other.um_patch)
+
+    def difference(self, other: Self) -> tuple[str, str] | None:
+        """Where both are known and differ: what the other's features are of, and what these are of, in words."""
+        if self.encoder and other.encoder and (theirs := self.encoder.difference(other.encoder)):
+            return theirs, self.encoder.name
+        if self.um_patch and other.um_patch:
+            small, large = sorted((self.um_patch, other.um_patch))
+            if large > MOST_RATIO * small:
+                return f"patches of {other.um_patch:.4g} µm", f"patches of {self.um_patch:.4g} µm"
+        return None
 
 
 def _word(text: str) -> str:
