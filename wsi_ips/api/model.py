@@ -22,6 +22,7 @@ from wsi_ips.api.result import Result
 from wsi_ips.api.slide import AnySlide, place_of
 from wsi_ips.api.streams import streaming_of
 from wsi_ips.config import EncoderConfig, PipelineConfig, StreamingConfig, TaskConfig, UpsamplingConfig
+from wsi_ips.config.section import first_problem
 from wsi_ips.errors import ConfigError
 from wsi_ips.inference.checkpoints import Checkpoints, EnsemblePredictor, same_patches_and_tasks
 from wsi_ips.inference.predict import Predictor
@@ -135,8 +136,7 @@ def _config(name: str, weights: Path | str | None) -> EncoderConfig:
     try:
         return EncoderConfig(name=name, weights="none" if weights is None else str(weights))
     except ValidationError as error:
-        message = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"wsi_ips.Encoder: {message}") from None
+        raise ConfigError(f"wsi_ips.Encoder: {first_problem(error)}") from None
 
 
 @dataclass(frozen=True, slots=True)

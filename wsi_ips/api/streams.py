@@ -13,6 +13,7 @@ from torch import Tensor
 from wsi_ips.api.patches import Patches, patch_finder
 from wsi_ips.api.slide import AnySlide, place_of, reading
 from wsi_ips.config import StreamingConfig, TilingConfig
+from wsi_ips.config.section import first_problem
 from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.inference.slide_work import unreadable
 from wsi_ips.slides.folder import slide_id
@@ -170,8 +171,7 @@ def streaming_of(asked_by: str, **settings: Any) -> StreamingConfig:
     try:
         return StreamingConfig(**settings)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"{asked_by}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise ConfigError(f"{asked_by}: {first_problem(error)}") from None
 
 
 def _check_same_slide(l0_size: tuple[int, int], coords: PatchCoords, path: Any) -> None:

@@ -162,6 +162,15 @@ def read_described(path: Path, section: type[S], *, what: str) -> S:
     except (NotPlainYaml, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: neither JSON nor YAML ({one_line(error, most=160)})") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path}: {place or 'the file'}: {first['msg']}") from None
+        raise ConfigError(f"{path}: {first_problem(error)}") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first wrong value of a section or a stored file and what is wrong with it, on one line.
+
+    Keys may come from an untrusted file, so that only their beginning is kept.
+    """
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))[:200]
+    message = first["msg"].removeprefix("Value error, ")
+    return one_line(f"{where}: {message}" if where else message)

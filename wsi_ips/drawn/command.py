@@ -9,6 +9,7 @@ import typer
 
 from wsi_ips.commands.options import Device, Out, Outcome, Set, finish, start
 from wsi_ips.commands.recipe import Job, shipped_recipe
+from wsi_ips.config.section import first_problem
 from wsi_ips.drawn.config import DemoConfig
 from wsi_ips.errors import ConfigError, DatasetError, count
 from wsi_ips.progress import Progress
@@ -94,8 +95,7 @@ def draw_twin(
     try:
         config = TwinConfig.model_validate({"data_set": name, "side_px": side_px, "seed": seed})
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"wsi-ips data twin: {first['loc'][0]}: {first['msg']}") from None
+        raise ConfigError(f"wsi-ips data twin: {first_problem(error)}") from None
     number = make_twin(out, config, processes=processes, progress=progress)
     return Outcome(
         [f"{count(number, 'drawn slide')} in {out}, laid out as {KNOWN_SETS[name].title} is; not its slides"]
@@ -172,10 +172,7 @@ def compose_nodes(
     try:
         config = LymphNodesConfig.model_validate(dict(settings))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = f"{first['loc'][0]}: " if first["loc"] else ""
-        message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"wsi-ips data nodes: {where}{message}") from None
+        raise ConfigError(f"wsi-ips data nodes: {first_problem(error)}") from None
     if processes < 1:
         raise ConfigError(f"--processes {processes}: one at least")
     for folder in (patches, outlines):

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
 from wsi_ips.config import FinetuneConfig, Section
-from wsi_ips.config.section import LARGEST_BYTES, NotPlainYaml, load_yaml
+from wsi_ips.config.section import LARGEST_BYTES, NotPlainYaml, first_problem, load_yaml
 from wsi_ips.errors import ConfigError, one_line
 from wsi_ips.planning.simulated import Flops
 
@@ -257,6 +257,4 @@ def checked_rates(kind: type[Kind], values: Mapping[str, Any], path: Path) -> Ki
     try:
         return kind.model_validate({"how": "given", **values})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"--rates {path}: {where}: {first['msg']}") from None
+        raise ConfigError(f"--rates {path}: {first_problem(error)}") from None

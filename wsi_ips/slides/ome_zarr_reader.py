@@ -23,6 +23,7 @@ from zarr.abc.store import ByteRequest, RangeByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, WrapperStore
 
+from wsi_ips.config.section import first_problem
 from wsi_ips.errors import (
     DamagedSlide,
     FileError,
@@ -441,9 +442,7 @@ def read_multiscale(path: Location, attributes: Mapping[str, Any]) -> Multiscale
     try:
         image = _Multiscale.model_validate(first)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"])) or "the top"
-        raise DamagedSlide(path, f"its multiscales metadata is wrong at {where}: {problem['msg']}") from None
+        raise DamagedSlide(path, f"its multiscales metadata is wrong: {first_problem(error)}") from None
     _refuse_other_colours(path, ome.get("omero"))
     return _checked(path, image)
 

@@ -5,7 +5,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from wsi_ips.errors import FileError, one_line
+from wsi_ips.config.section import first_problem
+from wsi_ips.errors import FileError
 from wsi_ips.storage.files import check_size
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -32,7 +33,4 @@ def read_stored_json(
     try:
         return model.model_validate_json(path.read_bytes())
     except ValidationError as wrong:
-        first = wrong.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        why = one_line(f"{where}: {first['msg']}" if where else first["msg"], most=200)
-        raise error(path, f"is no {what} ({why})", fix) from None
+        raise error(path, f"is no {what} ({first_problem(wrong)[:200]})", fix) from None

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from wsi_ips.config import TaskConfig
+from wsi_ips.config.section import first_problem
 from wsi_ips.datasets.manifest import Manifest, read_manifest
-from wsi_ips.errors import ConfigError, ManifestError, ResultsError, count, one_line
+from wsi_ips.errors import ConfigError, ManifestError, ResultsError, count
 from wsi_ips.evaluation.conformal import (
     Calibration,
     Question,
@@ -81,7 +82,7 @@ def calibration_of_run(run: RunFolder, rows: Sequence[PredictionRow]) -> Calibra
     try:
         calibration = None if held is None else Calibration.model_validate(held)
     except ValidationError as error:
-        reason = one_line(error, most=200)
+        reason = first_problem(error)
         raise ResultsError(run.description, f"holds no calibration ({reason})", "predict again") from None
     told = {name for row in rows for name in row.sets}
     labelled = any(row.status == "ok" for row in rows)

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from wsi_ips.config import PipelineConfig, StreamingConfig
+from wsi_ips.config.section import first_problem
 from wsi_ips.datasets.feature_files import open_features
 from wsi_ips.errors import CheckpointError, ConfigError, ResultsError, one_line
 from wsi_ips.evaluation.run.config import EvaluationConfig
@@ -221,5 +222,5 @@ def _streaming(described: Mapping[str, Any]) -> StreamingConfig:
         return StreamingConfig.model_validate(told or {})
     except ValidationError as error:
         raise ConfigError(
-            f"run.json holds streaming settings that cannot be used: {one_line(error)}"
+            f"run.json holds streaming settings that cannot be used: {first_problem(error)}"
         ) from None
