@@ -80,13 +80,14 @@ def test_a_score_depends_on_blocks_data_and_settings_alone(tmp_path: Path) -> No
 
 
 def test_more_steps_learn_more(tmp_path: Path) -> None:
-    config = textures(draw_textures(tmp_path))
+    config = textures(draw_textures(tmp_path), lr=0.01)
     arrays = prepare(config)
     few, many = (
         proxy_score(SPECIFICATION, arrays, config.model_copy(update={"steps": steps}), torch.device("cpu"))
-        for steps in (1, 40)
+        for steps in (1, 120)
     )
-    assert many > few
+    # Chance is -1.10; after 40 steps which is better was decided by rounding, after 120 it is -0.87 to -0.90.
+    assert many > few + 0.05
 
 
 def test_a_detector_of_the_candidate_is_scored_by_f1(tmp_path: Path) -> None:
