@@ -85,6 +85,18 @@ def test_a_resumed_run_and_one_elsewhere_have_the_same_summary_but_for_times(
     assert without_times(again) == without_times(first)
 
 
+def test_files_of_slides_that_were_taken_out_are_not_counted(
+    console: Console, slides: Path, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    (slides / "broken|`.svs").unlink()
+    predict(console, slides, small_checkpoint, tmp_path / "run", code=0)
+    (slides / "d.tif").unlink()
+    text = predict(console, slides, small_checkpoint, tmp_path / "run", code=0)
+    assert (tmp_path / "run" / "attention" / "d.h5").exists()
+    assert row(text, "attention/")[1].startswith("2 files:")
+    assert row(text, "overlays/")[1] == "2 pictures, one of each slide"
+
+
 def test_a_run_that_ends_early_leaves_no_summary_of_an_earlier_start(
     console: Console, slides: Path, small_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
@@ -26,6 +25,9 @@ PLACES = frozenset({"command", "slides", "features", "from_coords", "coords", "c
 
 DECIDING_OF_STREAMING = ("decode", "max_bad_tiles")
 """Settings of ``streaming`` on which results depend."""
+
+PARTS = (("attention", ".h5"), ("overlays", ".png"))
+"""The folders of a run with a file of each slide, and how their names end."""
 
 LISTED = 50
 """How many failed slides, and how many with a remark, are listed; ``slides.csv`` has all of them."""
@@ -167,8 +169,7 @@ def _listed(title: str, slides: Sequence[StoredSlide]) -> Iterator[str]:
 def _files(run: StoredRun) -> Iterator[str]:
     """What is in the folder, and where its pictures are."""
     folder = run.folder
-    attention = _counted(folder.root / "attention", ".h5")
-    overlays = _counted(folder.root / "overlays", ".png")
+    attention, overlays = (_counted(run, name, suffix) for name, suffix in PARTS)
     yield "## Files"
     yield ""
     yield "| file | what it holds |"
@@ -191,12 +192,15 @@ def _files(run: StoredRun) -> Iterator[str]:
     yield ""
 
 
-def _counted(folder: Path, suffix: str) -> int:
-    """How many files with this suffix are in a folder, besides hidden ones; 0 of a folder that is not there."""
+def _counted(run: StoredRun, name: str, suffix: str) -> int:
+    """How many of the run's slides have a file in a folder of it. Files of slides that an earlier start had, and
+    this one has not, do not count.
+    """
+    folder = run.folder.root / name
     if not folder.is_dir():
         return 0
-    names = os.listdir(folder)  # noqa: PTH208 - a Path for each of 100,000 files takes a second
-    return sum(name.endswith(suffix) and not name.startswith(".") for name in names)
+    names = frozenset(os.listdir(folder))  # noqa: PTH208 - a Path for each of 100,000 files takes a second
+    return sum(f"{slide.slide_id}{suffix}" in names for slide in run.slides)
 
 
 def _times(run: StoredRun, labelled: Sequence[StoredSlide]) -> Iterator[str]:
