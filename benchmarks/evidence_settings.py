@@ -58,6 +58,8 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     # The project's head start, but on one view of every patch as the other frozen methods have.
     "ips": {"training": {"epochs": 40, **CHOSEN_BY}},
+    # The mean of several starts of it, as predict --checkpoint A B C says it.
+    "ips_five": {"starts": 5, "training": {"epochs": 40, **CHOSEN_BY}},
     # The project's defaults: a head start on several views of every patch; from there on everything learns, gently
     # and from several slides a step. At ten times the rate and one slide a step the encoder forgets what it knew.
     "e2e": {

@@ -57,6 +57,8 @@ TRAINING = (
     *("all_patches_first", "head_start", "monitor"),
 )
 """What of a method's settings is the training's."""
+OTHER_START = 1000
+"""How far the seeds of several starts are apart, so that none is another data set's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,26 @@ class Said:
     encoder_passes: int = 0
     encoder_passes_test: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def mean(cls, of: Sequence["Said"]) -> "Said":
+        """The mean of what several networks say."""
+        first = of[0]
+        return cls(
+            probabilities={
+                slide_id: np.mean([said.probabilities[slide_id] for said in of], axis=0).tolist()
+                for slide_id in first.probabilities
+            },
+            maps={
+                name: {
+                    slide_id: np.mean([said.maps[name][slide_id] for said in of], axis=0)
+                    for slide_id in of_slide
+                }
+                for name, of_slide in first.maps.items()
+            },
+            encoder_passes_test=first.encoder_passes_test,
+            notes={"starts": [said.notes for said in of]},
+        )
 
     def add(self, slide_id: str, reading: SlideReading, ids_N: NDArray[np.int64]) -> None:
         """Take in what a network of ours says of a slide with these patches; those it never read get 0."""
@@ -284,10 +306,27 @@ def _feature_bags(data: EvidenceData, bags: Sequence[EncodedBag]) -> list[Featur
 def ips_frozen(step: Step) -> Said:
     """The project's own selection and head on frozen features, with its defaults but for the settings; one
     start."""
-    base, settings = step.data.finetune(head_start={"epochs": 40}), step.settings
+    return _frozen_start(step, step.out, seed=step.data.seed)
+
+
+def ips_five(step: Step) -> Said:
+    """The mean of several starts. The first one is that of the method ips."""
+    seeds = [step.data.seed + OTHER_START * start for start in range(step.settings["starts"])]
+    told = [_frozen_start(step, step.out / f"start_{seed}", seed=seed) for seed in seeds]
+    said = Said.mean(told)
+    target_S = [step.data.classes.index(slide.labels["label"]) for slide in step.data.manifest.split("test")]
+    said.notes["auc_of_starts"] = [
+        macro_auc(np.array([each.probabilities[slide] for slide in said.probabilities]), np.array(target_S))
+        for each in told
+    ]
+    return said
+
+
+def _frozen_start(step: Step, out: Path, *, seed: int) -> Said:
+    base, settings = step.data.finetune(head_start={"epochs": 40}, seed=seed), step.settings
     config = frozen_config(base, settings, step.training(settings["training"]), width=FEATURES)
     bags = step.data.encoded_bags()
-    report = train_bags(bags["train"], bags["val"], config, step.out, device=CPU)
+    report = train_bags(bags["train"], bags["val"], config, out, device=CPU)
     net, _ = load_checkpoint(report.checkpoint)
     return _read(step, net, config, bags["test"], history=report.history)
 
@@ -416,6 +455,7 @@ STEPS: Mapping[str, Method] = {
     "abmil": on_features(FROZEN_MODELS["abmil"], maps=("attention",)),
     "ips_paper": ips_frozen,
     "ips": ips_frozen,
+    "ips_five": ips_five,
     "e2e": e2e,
     "cascade": cascade,
     "sampling": sampling,

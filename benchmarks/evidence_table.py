@@ -11,7 +11,9 @@ from benchmarks.evidence_settings import FOLDERS, METHODS, asked
 LEARNED = 0.75
 """A start above this AUC has learned."""
 FROZEN = ("mean", "abmil", "ips_paper", "ips")
-"""Methods on frozen features."""
+"""Methods on frozen features, one start each."""
+ON_FEATURES = (*FROZEN, "ips_five")
+"""All methods on frozen features."""
 SIZES = ("macro", "micro", "small")
 NAMES = {
     "colour": "colour histograms",
@@ -19,6 +21,7 @@ NAMES = {
     "abmil": "attention MIL, frozen",
     "ips_paper": "IPS as in the paper, frozen",
     "ips": "IPS, frozen",
+    "ips_five": "IPS, frozen, mean of five starts",
     "e2e": "**IPS, end to end**",
     "cascade": "cascade, end to end",
     "sampling": "attention sampling, end to end",
@@ -46,7 +49,7 @@ def read_results(folder: Path, *, quick: bool) -> Results:
     for data, methods in found.items():
         # What a frozen method costs includes making the features; the crossed slides are those of the plain set.
         made = found.get("nodes" if data == "nodes_cross" else data, {}).get("features", {})
-        for method in FROZEN:
+        for method in ON_FEATURES:
             for seed, held in methods.get(method, {}).items():
                 for name in ("encoder_passes", "seconds", "bytes_written"):
                     of_features = made.get(seed, {}).get(name, 0)

@@ -70,6 +70,17 @@ def test_figures_are_over_seeds_and_the_worst_is_among_them(tmp_path: Path) -> N
     assert "| IPS, frozen | 3 | 2 of 3 |" in markdown(read_results(tmp_path, quick=False))
 
 
+def test_what_half_made_features_cost_is_not_counted(tmp_path: Path) -> None:
+    """A step that went on where a killed call had stopped does not know what it took, nor does what needs it."""
+    for seed, seconds in enumerate([7.0, None]):
+        keep(tmp_path, "nodes", "ips", seed, found(0.9))
+        features = {"encoder_passes": 100, "seconds": seconds, "bytes_written": seconds}
+        keep(tmp_path, "nodes", "features", seed, features)
+    figures = figures_of(read_results(tmp_path, quick=False))
+    assert figures["nodes_ips_seconds"] == 8.0
+    assert figures["nodes_ips_encoder_passes"] == 100
+
+
 def test_results_of_other_settings_do_not_count(tmp_path: Path) -> None:
     keep(tmp_path, "nodes", "ips", 0, found(0.9))
     path = tmp_path / "nodes_ips_seed0.json"
