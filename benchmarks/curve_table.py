@@ -109,14 +109,14 @@ def _as_run(point: Mapping[str, Any], view: str) -> dict[str, Any]:
 def markdown(found: Found) -> str:
     """A table for each curve, and one of views at prediction."""
     titles = {"share": "lesion, share of the patches", "slides": "training slides"}
-    parts = []
+    parts, methods = [], [method for method in METHODS if method in found]
     for curve, points in POINTS.items():
         lines = [
-            f"| {titles[curve]} | " + " | ".join(METHODS.values()) + " |",
-            "|---" * (1 + len(METHODS)) + "|",
+            f"| {titles[curve]} | " + " | ".join(METHODS[method] for method in methods) + " |",
+            "|---" * (1 + len(methods)) + "|",
         ]
         for point in points:
-            cells = [_cell([run["auc"] for run in at(found, method, point).values()]) for method in METHODS]
+            cells = [_cell([run["auc"] for run in at(found, method, point).values()]) for method in methods]
             if any(cells):
                 first = f"{point[0]:.2g} %" if curve == "share" else f"{point[1]}"
                 lines.append("| " + " | ".join([first, *cells]) + " |")
@@ -185,6 +185,9 @@ def draw(found: Found, path: Path) -> None:
         axes.set_ylabel("slide AUC, 192 test slides")
         axes.set_ylim(0.35, 1.02)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(frameon=False, loc="lower right")
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(),
+        **{"frameon": False, "loc": "outside upper center", "ncols": len(METHODS)},
+    )
     with whole_file(path) as partial:
         figure.savefig(partial, format="png", dpi=DPI)
