@@ -185,9 +185,7 @@ def draw(found: Found, path: Path) -> None:
         axes.set_ylabel("slide AUC, 192 test slides")
         axes.set_ylim(0.35, 1.02)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(
-        *figure.axes[0].get_legend_handles_labels(),
-        **{"frameon": False, "loc": "outside upper center", "ncols": len(METHODS)},
-    )
+    lines, titles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(lines, titles, frameon=False, loc="outside upper center", ncols=len(titles))
     with whole_file(path) as partial:
         figure.savefig(partial, format="png", dpi=DPI)

@@ -306,13 +306,14 @@ def _feature_bags(data: EvidenceData, bags: Sequence[EncodedBag]) -> list[Featur
 def ips_frozen(step: Step) -> Said:
     """The project's own selection and head on frozen features, with its defaults but for the settings; one
     start."""
-    return _frozen_start(step, step.out, seed=step.data.seed)
+    return _frozen_start(step, step.data.encoded_bags(), step.out, seed=step.data.seed)
 
 
 def ips_five(step: Step) -> Said:
     """The mean of several starts. The first one is that of the method ips."""
     seeds = [step.data.seed + OTHER_START * start for start in range(step.settings["starts"])]
-    told = [_frozen_start(step, step.out / f"start_{seed}", seed=seed) for seed in seeds]
+    bags = step.data.encoded_bags()
+    told = [_frozen_start(step, bags, step.out / f"start_{seed}", seed=seed) for seed in seeds]
     said = Said.mean(told)
     target_S = [step.data.classes.index(slide.labels["label"]) for slide in step.data.manifest.split("test")]
     said.notes["auc_of_starts"] = [
@@ -322,10 +323,10 @@ def ips_five(step: Step) -> Said:
     return said
 
 
-def _frozen_start(step: Step, out: Path, *, seed: int) -> Said:
+def _frozen_start(step: Step, bags: Mapping[str, Sequence[EncodedBag]], out: Path, *, seed: int) -> Said:
+    """Train the head on frozen features from one start, and read the test slides."""
     base, settings = step.data.finetune(head_start={"epochs": 40}, seed=seed), step.settings
     config = frozen_config(base, settings, step.training(settings["training"]), width=FEATURES)
-    bags = step.data.encoded_bags()
     report = train_bags(bags["train"], bags["val"], config, out, device=CPU)
     net, _ = load_checkpoint(report.checkpoint)
     return _read(step, net, config, bags["test"], history=report.history)

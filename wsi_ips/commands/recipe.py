@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from wsi_ips.commands.options import Outcome
 from wsi_ips.config import LETTERS, EncoderConfig, Section
-from wsi_ips.config.section import FILLED_IN, LARGEST_BYTES, NotPlainYaml, load_yaml
+from wsi_ips.config.section import FILLED_IN, LARGEST_BYTES, NotPlainYaml, first_problem, load_yaml
 from wsi_ips.errors import ConfigError, one_line
 from wsi_ips.progress import Progress
 from wsi_ips.registry import Registry, did_you_mean
@@ -234,15 +234,15 @@ def shipped_recipe(name: str) -> Path:
 def _first_problem(error: ValidationError, job: type[Job]) -> str:
     first, *others = error.errors()
     where = ".".join(str(part) for part in first["loc"])[:200]
-    message = first["msg"].removeprefix("Value error, ")
     more = f" (and {len(others)} more)" if others else ""
     if first["type"] == "extra_forbidden":
         return f"unknown key {where!r}{_fixed(where, job) or _suggestion(first['loc'], job)}{more}"
     if first["type"] == "missing":
         return f"{where!r} is missing{more}"
+    alike = ""
     if first["type"] == "literal_error" and isinstance(first["input"], str):
-        message += did_you_mean(first["input"], re.findall("'([^']*)'", first["ctx"]["expected"]))
-    return (f"{where}: " if where else "") + message + more
+        alike = did_you_mean(first["input"], re.findall("'([^']*)'", first["ctx"]["expected"]))
+    return first_problem(error) + alike + more
 
 
 def _fixed(key: str, job: type[Job]) -> str:

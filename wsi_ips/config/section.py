@@ -165,12 +165,13 @@ def read_described(path: Path, section: type[S], *, what: str) -> S:
         raise ConfigError(f"{path}: {first_problem(error)}") from None
 
 
-def first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError, *, most: int | None = None) -> str:
     """The first wrong value of a section or a stored file and what is wrong with it, on one line.
 
-    Keys may come from an untrusted file, so that only their beginning is kept.
+    Keys may come from an untrusted file, so that only their beginning is kept. With ``most``, only that many
+    characters of the whole are.
     """
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))[:200]
     message = first["msg"].removeprefix("Value error, ")
-    return one_line(f"{where}: {message}" if where else message)
+    return one_line(f"{where}: {message}" if where else message, most=most)

@@ -175,13 +175,10 @@ def scorer_model(scorer: ScorerConfig, feature_dim: int | None) -> ModelConfig:
             f"{feature_dim} wide: take a model of the same features"
         )
     encoder = EncoderConfig(
-        name="features",
-        features=feature_dim or width or 1,
-        features_of=held.model.encoder.features_of,
-        features_patch_um=held.model.encoder.features_patch_um,
-        project=held.model.encoder.project,
+        name="features", features=feature_dim or width or 1, project=held.model.encoder.project
     )
-    return held.model.model_copy(update={"encoder": encoder})
+    origin = FeaturesOrigin.of_config(held.model.encoder)
+    return held.model.model_copy(update={"encoder": origin.into(encoder)})
 
 
 def _scorer(scorer: ScorerConfig, config: ModelConfig, feature_dim: int | None) -> IPSNet:

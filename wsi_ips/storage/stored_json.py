@@ -33,4 +33,4 @@ def read_stored_json(
     try:
         return model.model_validate_json(path.read_bytes())
     except ValidationError as wrong:
-        raise error(path, f"is no {what} ({first_problem(wrong)[:200]})", fix) from None
+        raise error(path, f"is no {what} ({first_problem(wrong, most=200)})", fix) from None

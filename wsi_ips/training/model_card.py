@@ -16,7 +16,7 @@ from wsi_ips.config import EncoderConfig, FinetuneConfig, TaskConfig
 from wsi_ips.config.slides import file_sha256
 from wsi_ips.datasets.manifest import NONE, SPLITS, Manifest, SlideRecord
 from wsi_ips.errors import ConfigError, count, harmless, one_line
-from wsi_ips.models.encoders.identity import EncoderIdentity
+from wsi_ips.models.encoders.identity import EncoderIdentity, FeaturesOrigin
 from wsi_ips.models.encoders.registry import entry_of
 from wsi_ips.storage.files import whole_file
 from wsi_ips.storage.fingerprint import versions
@@ -311,8 +311,7 @@ def _origin(encoder: EncoderConfig) -> list[list[str]]:
                 ["licence", "that of the encoder which made the features; the run does not know it"],
             ]
         weights = "from a file" if maker.weights.startswith("file:") else maker.weights
-        made = encoder.model_copy(update={"name": maker.name, "weights": weights, "features_of": None,
-                                          "features_patch_um": None})  # fmt: skip
+        made = FeaturesOrigin().into(encoder.model_copy(update={"name": maker.name, "weights": weights}))
         return [width, ["made by", maker.name], *_origin(made)]
     if encoder.weights == "none":
         return [["weights", "random at the start: no licence but that of the slides"]]

@@ -82,7 +82,7 @@ def calibration_of_run(run: RunFolder, rows: Sequence[PredictionRow]) -> Calibra
     try:
         calibration = None if held is None else Calibration.model_validate(held)
     except ValidationError as error:
-        reason = first_problem(error)
+        reason = first_problem(error, most=200)
         raise ResultsError(run.description, f"holds no calibration ({reason})", "predict again") from None
     told = {name for row in rows for name in row.sets}
     labelled = any(row.status == "ok" for row in rows)

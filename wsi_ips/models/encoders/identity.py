@@ -3,8 +3,9 @@
 
 Features of two encoders may be equally wide, and so are those of small and large patches. A model that learned
 from one of them gives an answer for the others as well, and that answer is wrong. So every file of features that
-wsi_ips writes says which encoder made it, and all but CLAM's say how large their patches are. A model keeps what
-its features said, and features that it reads later are compared with that.
+wsi_ips writes says which encoder made it and how large its patches are; of other programs' files, TRIDENT's and
+STAMP's say how large they are. A model keeps what its features said, and features that it reads later are compared
+with that.
 """
 
 import json
