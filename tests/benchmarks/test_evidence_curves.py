@@ -163,8 +163,8 @@ def test_figures_are_over_seeds_and_views_are_paired(tmp_path: Path) -> None:
     ]
     assert not any(key.startswith("views_abmil") for key in figures)
     table = markdown(found)
-    assert "| 10 % |  | 0.800 (worst 0.700, 1 of 2) |  |  |" in table
-    assert "| 144 |  | 0.500 (worst 0.500, 0 of 2) |  | 0.600 (worst 0.600, 0 of 1) |" in table
+    assert "| 10 % | 0.800 (worst 0.700, 1 of 2) |  |" in table
+    assert "| 144 | 0.500 (worst 0.500, 0 of 2) | 0.600 (worst 0.600, 0 of 1) |" in table
     assert "| IPS, features averaged | +0.500 (+0.500 to +0.500) | 2 |" in table
 
 
