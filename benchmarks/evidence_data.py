@@ -25,7 +25,7 @@ from wsi_ips.training.bags import SlideBag, tile_bag
 from wsi_ips.training.head_start import EncodedBag
 
 CPU = torch.device("cpu")
-DataName = Literal["nodes", "nodes_enlarged", "nodes_cross", "textures"]
+DataName = Literal["nodes", "nodes_enlarged", "nodes_levels", "nodes_cross", "nodes_cross_levels", "textures"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,9 @@ class EvidenceData:
 
     @property
     def features(self) -> Path:
-        """Features of the frozen encoder; the crossed set has those of the plain one."""
+        """Features of the frozen encoder; a crossed set has those of the one that is not crossed."""
+        if self.name in settings.LEVELS:
+            return self.folder / "features_levels"
         enlarged = settings.ENLARGED.get(self.name)
         return self.folder / (f"features_{enlarged['px']}" if enlarged else "features")
 
@@ -105,7 +107,7 @@ class EvidenceData:
 
     @property
     def manifest(self) -> Manifest:
-        name = "cross_0_to_1.csv" if self.name == "nodes_cross" else "manifest.csv"
+        name = "cross_0_to_1.csv" if self.name.startswith("nodes_cross") else "manifest.csv"
         return read_manifest(self.folder / "data" / name, tasks=self.tasks)
 
     def sizes(self) -> dict[str, str]:

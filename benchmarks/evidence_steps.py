@@ -27,10 +27,11 @@ from benchmarks.evidence_data import CPU, EvidenceData
 from benchmarks.evidence_settings import (
     AGGREGATORS,
     BEGINS_FROM,
-    FEATURES,
     FROZEN_MODELS,
     QUICK_EPOCHS,
     QUICK_HEAD_START,
+    features_width,
+    frozen_model,
     settings_of,
 )
 from benchmarks.frozen_bags import FeatureBag, FrozenNet, Learning, train
@@ -275,7 +276,8 @@ def on_features(model: Mapping[str, Any], *, maps: Container[str]) -> "Method":
         training = step.training(step.settings)
         learning = Learning(training["epochs"], training["lr"], step.settings["weight_decay"])
         torch.manual_seed(step.data.seed)
-        frozen = FrozenNet(model, width=FEATURES, task=step.data.tasks[0])
+        width = features_width(step.data.name)
+        frozen = FrozenNet(frozen_model(step.data.name, dict(model)), width=width, task=step.data.tasks[0])
         started, busy = time.perf_counter(), time.process_time()
         losses = train(frozen, bags["train"], bags["val"], learning, seed=step.data.seed)
         said = Said(notes={"val_loss": losses})
@@ -326,7 +328,8 @@ def ips_five(step: Step) -> Said:
 def _frozen_start(step: Step, bags: Mapping[str, Sequence[EncodedBag]], out: Path, *, seed: int) -> Said:
     """Train the head on frozen features from one start, and read the test slides."""
     base, settings = step.data.finetune(head_start={"epochs": 40}, seed=seed), step.settings
-    config = frozen_config(base, settings, step.training(settings["training"]), width=FEATURES)
+    width = features_width(step.data.name)
+    config = frozen_config(base, settings, step.training(settings["training"]), width=width)
     report = train_bags(bags["train"], bags["val"], config, out, device=CPU)
     net, _ = load_checkpoint(report.checkpoint)
     return _read(step, net, config, bags["test"], history=report.history)

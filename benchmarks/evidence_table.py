@@ -30,7 +30,9 @@ NAMES = {
 TITLES = {
     "nodes": "Lymph nodes",
     "nodes_enlarged": "Lymph nodes, patches enlarged from 96 to 144 px for the encoder",
+    "nodes_levels": "Lymph nodes, features of four stages of the encoder, standardised",
     "nodes_cross": "Lymph nodes, learned on one stain and tested on the other",
+    "nodes_cross_levels": "The same, features of four stages of the encoder, standardised",
     "textures": "Lung textures",
 }
 Results = Mapping[str, Mapping[str, Mapping[int, Mapping[str, Any]]]]
@@ -48,7 +50,7 @@ def read_results(folder: Path, *, quick: bool) -> Results:
                     found.setdefault(data, {}).setdefault(method, {})[held["seed"]] = held
     for data, methods in found.items():
         # What a frozen method costs includes making the features; the crossed slides are those of the plain set.
-        made = found.get("nodes" if data == "nodes_cross" else data, {}).get("features", {})
+        made = found.get(data.replace("nodes_cross", "nodes"), {}).get("features", {})
         for method in ON_FEATURES:
             for seed, held in methods.get(method, {}).items():
                 for name in ("encoder_passes", "seconds", "bytes_written"):
@@ -70,9 +72,9 @@ def figures_of(found: Results) -> dict[str, Any]:
             figures |= {
                 f"{data}_{method}_{key}": value for key, value in summary(list(seeds.values())).items()
             }
-    for data in ("textures", "nodes", "nodes_enlarged"):
+    for data in ("textures", "nodes", "nodes_enlarged", "nodes_levels"):
         figures |= _gaps(data, found.get(data, {}))
-    for data in ("nodes", "nodes_enlarged"):
+    for data in ("nodes", "nodes_enlarged", "nodes_levels"):
         # Colours are those of the slides, whatever the encoder sees.
         figures |= _gain(data, found.get(data, {}), colour=found.get("nodes", {}).get("colour", {}))
     return figures

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from wsi_ips.config import ModelConfig, TaskConfig
 from wsi_ips.models.build import build_net
+from wsi_ips.models.encoders.projectors import StandardisedProjector
 from wsi_ips.models.ips_net import BagReading, IPSNet
 from wsi_ips.training.losses import lr_multiplier
 from wsi_ips.training.refinement import refinement_loss
@@ -51,13 +52,14 @@ class FrozenNet:
 
     Args:
         model: The settings of the network: ``aggregator`` or ``attention``, and ``project``, the width of the
-            layer in front of it (left out: the aggregator's own; 0: none).
+            layer in front of it (left out: the aggregator's own; 0: none), and ``standardise``.
         width: F.
         task: What is learned, of kind label.
     """
 
     def __init__(self, model: Mapping[str, Any], *, width: int, task: TaskConfig) -> None:
-        encoder = {"name": "features", "features": width, "project": model.get("project")}
+        encoder = {"name": "features", "features": width}
+        encoder |= {name: model[name] for name in ("project", "standardise") if name in model}
         block = {name: model[name] for name in ("aggregator", "attention") if name in model}
         self.net: IPSNet = build_net(
             ModelConfig.model_validate({"encoder": encoder, "tasks": [task], **block})
@@ -122,6 +124,9 @@ def train(
 ) -> list[float]:
     """Learn from one bag a step, to the last epoch. Returns the validation loss of every epoch."""
     net = frozen.net
+    if isinstance(net.projector, StandardisedProjector):
+        features_NF = torch.cat([bag.features_NF for bag in bags])
+        net.projector.take(features_NF.mean(dim=0), features_NF.std(dim=0))
     optimizer = torch.optim.AdamW(net.parameters(), lr=learning.lr, weight_decay=learning.weight_decay)
     total, warmup = learning.epochs * len(bags), len(bags) // 2
     schedule = torch.optim.lr_scheduler.LambdaLR(

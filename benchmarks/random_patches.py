@@ -13,6 +13,7 @@ from wsi_ips.training.augment import quarter_turns_and_flips
 from wsi_ips.training.bags import SlideBag
 from wsi_ips.training.learning import make_optimizer, set_learning_rate, step_loss
 from wsi_ips.training.metrics import SplitMetrics
+from wsi_ips.training.standardise import standardise
 
 CPU = torch.device("cpu")
 
@@ -30,6 +31,7 @@ class RandomPatches:
         """Train to the last epoch. Returns the validation losses at the best temperature
         (:func:`wsi_ips.training.refinement.refinement_loss`)."""
         training = self.config.training
+        standardise(self.net, train, self.config.streaming, device=CPU)
         optimizer = make_optimizer(self.net, training)
         per_epoch = -(-len(train) // training.slides_per_step)
         step = 0

@@ -17,7 +17,7 @@ from tests.conftest import SHARED
 from tests.training.memory_bags import MemoryBag
 from wsi_ips.config import FinetuneConfig, TaskConfig
 from wsi_ips.models.attention import CrossAttention
-from wsi_ips.models.encoders.timm_encoder import Projector
+from wsi_ips.models.encoders.projectors import Projector
 from wsi_ips.models.heads import Heads
 from wsi_ips.models.ips_net import IPSNet, RasterSinusoid, scoring
 from wsi_ips.selection.memory import Kept, TopMBuffer, attention_scores, select_patches

@@ -13,7 +13,7 @@ from wsi_ips.config import AttentionConfig, ModelConfig, PipelineConfig
 from wsi_ips.models.attention import CrossAttention, DirectAttention
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import load_checkpoint, save_checkpoint
-from wsi_ips.models.encoders.timm_encoder import PlainProjector, Projector
+from wsi_ips.models.encoders.projectors import PlainProjector, Projector
 from wsi_ips.models.ips_net import IPSNet
 
 WIDTH, HEADS, PATCHES = 6, 3, 5

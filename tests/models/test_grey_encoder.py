@@ -10,7 +10,8 @@ from torch import nn
 from wsi_ips.config import EncoderConfig, TaskConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.attention import CrossAttention
-from wsi_ips.models.encoders.timm_encoder import Projector, TimmEncoder
+from wsi_ips.models.encoders.projectors import Projector
+from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.models.heads import Heads
 from wsi_ips.models.ips_net import IPSNet
 

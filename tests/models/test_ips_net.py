@@ -4,7 +4,7 @@ from torch import nn
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.models.attention import CrossAttention
-from wsi_ips.models.encoders.timm_encoder import Projector
+from wsi_ips.models.encoders.projectors import Projector
 from wsi_ips.models.heads import Heads
 from wsi_ips.models.ips_net import IPSNet, RasterSinusoid, scoring
 

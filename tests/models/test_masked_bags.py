@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.models.attention import CrossAttention
-from wsi_ips.models.encoders.timm_encoder import Projector
+from wsi_ips.models.encoders.projectors import Projector
 from wsi_ips.models.heads import Heads
 from wsi_ips.models.ips_net import BagReading, IPSNet, RasterSinusoid
 

@@ -125,8 +125,8 @@ def built(config: EncoderConfig) -> nn.Module:
     Raises:
         ConfigError: The settings are not possible, or ask for a projector or for stored features.
     """
-    if config.project or config.features:
-        raise ConfigError("an encoder returns its own features: leave project and features out")
+    if config.project or config.features or config.standardise:
+        raise ConfigError("an encoder returns its own features: leave project, standardise and features out")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return TimmEncoder(config)

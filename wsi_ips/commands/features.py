@@ -93,8 +93,12 @@ class FeaturesJob(PatchesOfJob, Resolution, Computing, Job):
             raise ValueError(
                 "a checkpoint has its own tiling: leave tiling (patch size, µm per pixel, …) out"
             )
-        if self.encoder is not None and (self.encoder.features or self.encoder.project):
-            raise ValueError("encoder: stored are the encoder's own features; leave features and project out")
+        if self.encoder is not None and (
+            self.encoder.features or self.encoder.project or self.encoder.standardise
+        ):
+            raise ValueError(
+                "encoder: stored are the encoder's own features; leave features, project and standardise out"
+            )
         if self.layout == "trident" and self.coords and self.coords.resolve() == self.out.resolve():
             raise ValueError(
                 "coords: with layout trident, the coordinates that belong to the features go into out/patches, "

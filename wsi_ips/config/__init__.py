@@ -5,22 +5,17 @@ nor torch.
 """
 
 from wsi_ips.config.aggregator import AgainstCollapseConfig, AggregatorConfig
-from wsi_ips.config.encoder import Computing, LoraConfig, Precision, TransformConfig
+from wsi_ips.config.encoder import Computing, EncoderConfig, LoraConfig, Precision, TransformConfig
 from wsi_ips.config.heat import HeatOptions
 from wsi_ips.config.model import (
     LETTERS,
-    READ_NO_FILE,
     AttentionConfig,
     CoarseConfig,
-    EncoderConfig,
     ModelConfig,
-    NamedSpecification,
     SamplingConfig,
     ScorerConfig,
     SelectionConfig,
-    SpecificationTable,
     TaskConfig,
-    read_specification_table,
     task_queries,
 )
 from wsi_ips.config.pipeline import BatchConfig, FinetuneConfig, PipelineConfig, WorkersConfig
@@ -32,6 +27,12 @@ from wsi_ips.config.slides import (
     TissueConfig,
     TissueModelConfig,
     UpsamplingConfig,
+)
+from wsi_ips.config.specification import (
+    READ_NO_FILE,
+    NamedSpecification,
+    SpecificationTable,
+    read_specification_table,
 )
 from wsi_ips.config.survival import SurvivalConfig
 from wsi_ips.config.training import AugmentConfig, ClassWeights, Monitor, TrainingConfig

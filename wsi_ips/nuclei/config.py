@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from wsi_ips.config.model import NamedSpecification
 from wsi_ips.config.section import Fraction, Section
+from wsi_ips.config.specification import NamedSpecification
 
 
 class DetectorConfig(Section):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsi_ips.commands.recipe import Job
-from wsi_ips.config import EncoderConfig, FinetuneConfig
+from wsi_ips.config import FinetuneConfig
 from wsi_ips.errors import ConfigError, ProcessDied
 from wsi_ips.planning.known import check_method, in_its_precision, rates_of, surveyed
 from wsi_ips.planning.measure_jobs import JobWanted, measured_job, scored_sample
@@ -169,9 +169,7 @@ def _jobs(seen: _Seen, job: "PlanJob", given: "_Given | None", progress: Progres
 def _measured(row: Row, seen: _Seen, job: "PlanJob", learns: bool, progress: Progress) -> JobRates:
     series, survey, config = seen.series, seen.surveys[row.name], row.work.config
     if config.model.encoder.features is None:
-        encoder = EncoderConfig(
-            name="features", features=seen.peaks[row.name].width, project=config.model.encoder.project
-        )
+        encoder = config.model.encoder.on_features(seen.peaks[row.name].width)
         config = config.model_copy(update={"model": config.model.model_copy(update={"encoder": encoder})})
     scored = series.scored if series.bootstrap is not None else ()
     wanted = JobWanted(

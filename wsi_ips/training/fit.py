@@ -53,6 +53,7 @@ from wsi_ips.training.processes import (
 )
 from wsi_ips.training.run_state import BEST_NAME, HEAD_START, STATE_NAME, FinetuneReport, RunRecorder
 from wsi_ips.training.sampling import order_of_epoch
+from wsi_ips.training.standardise import standardise
 from wsi_ips.training.survival import check_survival, store_baseline, with_time_bins
 from wsi_ips.units import Mpp
 
@@ -317,6 +318,8 @@ def _train(
         begin_from(net, started.checkpoint)
         seed_everything(seed, verbose=False)
         bad = dict(started.bad)
+    elif config.training.start is None and not (out / STATE_NAME).exists():
+        standardise(net, train, config.streaming, device=device)
     module = IPSModule(net, config, bags=train, steps=_steps(train, config.training), max_bad=max_bad)
     module.bad.update(bad)
     record = RunRecorder(out, config, run=_described(config, train, val, coords), learned_from=learned_from)

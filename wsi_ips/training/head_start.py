@@ -27,7 +27,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsi_ips.config import AugmentConfig, EncoderConfig, FinetuneConfig, StreamingConfig, settings_fingerprint
+from wsi_ips.config import AugmentConfig, FinetuneConfig, StreamingConfig, settings_fingerprint
 from wsi_ips.datasets.manifest import Target
 from wsi_ips.errors import NotFinite
 from wsi_ips.models.ips_net import BagNet, scoring
@@ -81,7 +81,7 @@ def head_start_config(config: FinetuneConfig, *, width: int) -> FinetuneConfig:
     """The configuration of a head start: the same network and tasks on stored features ``width`` wide."""
     start = config.training.head_start
     selector = config.selection.selector if config.selection.selector in ("all", "random") else "ips"
-    encoder = EncoderConfig(name="features", features=width, project=config.model.encoder.project)
+    encoder = config.model.encoder.on_features(width)
     training = config.training.model_copy(
         update={
             "epochs": config.head_start_epochs,

@@ -22,7 +22,7 @@ DIGITS = 12
 """Hexadecimal digits of a SHA-256 that are kept, as :data:`IDENTITY` has them."""
 COMPARED_APART = ("name", "weights")
 """Settings that have a place of their own in an identity. Both may be paths, which differ between machines."""
-LEARNS_ONLY = ("trainable", "project", "features", "batch_norm", "drop_path", "lora")
+LEARNS_ONLY = ("trainable", "project", "standardise", "features", "batch_norm", "drop_path", "lora")
 """Settings that change nothing before an encoder learns."""
 MOST_RATIO = 1.25
 """By which factor patches may differ in size before they are others. Programs that know only a magnification take

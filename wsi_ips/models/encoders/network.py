@@ -59,7 +59,7 @@ def output_of(whole: Any, config: EncoderConfig, entry: EncoderEntry | None) -> 
         ConfigError: Tokens are wanted from a network that has none, or that normalises only its pooled features;
             or the network returns tokens and nobody says which ones are meant.
     """
-    if config.pooling == "levels" or config.stage is not None:
+    if config.pooling == "levels" or config.pooling == "levels_std" or config.stage is not None:
         return "model"
     wanted: Output = config.pooling
     if wanted == "model" and entry is not None:

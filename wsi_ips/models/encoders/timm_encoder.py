@@ -1,10 +1,9 @@
 """The encoder of patches: :class:`TimmEncoder` maps pixels to one embedding per patch.
 
 It is any listed encoder, any model of timm, or a function of the user. :class:`FeatureEncoder` takes its place
-when features are stored already. :class:`Projector` and :class:`PlainProjector` map the features of either to
-embeddings of another width.
+when features are stored already.
 
-Shape suffixes: n patches, P patch side, C input width, D embedding width.
+Shape suffixes: n patches, P patch side, C channels or feature width, D embedding width, hw places of a map.
 """
 
 from typing import Any, Self
@@ -26,6 +25,8 @@ from wsi_ips.models.encoders.weights import load_weights
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 """Kinds of BatchNorm that can be frozen."""
+LEAST_VARIANCE = 1e-6
+"""Added to the variance of a channel before its root is taken."""
 
 
 class TimmEncoder(ComputingModule):
@@ -58,9 +59,12 @@ class TimmEncoder(ComputingModule):
         self._transform = patch_transform(config, entry)
         self._output = output_of(whole, config, entry)
         self._stages = _stages(whole, config, entry)
+        self._deviations = config.pooling == "levels_std"
         self.backbone, self.dim = _cut(
             whole, self._stages, tokens={"cls": 1, "cls_mean": 2}.get(self._output, 0)
         )
+        if self._deviations:
+            self.dim *= 2
         if entry is not None and self.dim != entry.width and _as_listed(config):
             raise ConfigError(f"encoder {entry.name} gives features {self.dim} wide, not its {entry.width}")
         self._frozen_batch_norm = config.batch_norm == "frozen"
@@ -120,7 +124,7 @@ class TimmEncoder(ComputingModule):
         return rows.view(n, height, width, channels).permute(0, 3, 1, 2)
 
     def _features(self, x_n3PP: Tensor) -> Tensor:
-        """The pooled features (n, D) of the whole network, or the averaged maps of its stages side by side."""
+        """The pooled features (n, D) of the whole network, or the pooled maps of its stages side by side."""
         backbone: Any = self.backbone
         if self._output != "model":
             return token_pool(backbone, x_n3PP, self._output)
@@ -130,7 +134,10 @@ class TimmEncoder(ComputingModule):
         maps = backbone.forward_intermediates(
             x_n3PP, indices=self._stages, stop_early=True, output_fmt="NCHW", intermediates_only=True
         )
-        return torch.cat([map_nChw.mean(dim=(2, 3)) for map_nChw in maps], dim=1)
+        means = [map_nChw.mean(dim=(2, 3)) for map_nChw in maps]
+        if not self._deviations:
+            return torch.cat(means, dim=1)
+        return torch.cat([*means, *(_deviation(map_nChw) for map_nChw in maps)], dim=1)
 
     def _adapt(self, lora: LoraConfig, config: EncoderConfig) -> None:
         """Freeze the network and put adapters onto it, after a check that its weights are the right ones."""
@@ -197,6 +204,11 @@ class TimmEncoder(ComputingModule):
         return self
 
 
+def _deviation(map_nChw: Tensor) -> Tensor:
+    """The standard deviation (n, C) of each channel over its places, with a gradient where all are equal."""
+    return (map_nChw.var(dim=(2, 3), correction=0) + LEAST_VARIANCE).sqrt()
+
+
 def _without_statistics(module: nn.Module) -> bool:
     """Whether a BatchNorm of the module has seen no data yet."""
     return any(
@@ -261,7 +273,8 @@ def _pixel_statistics(
 
 def _stages(whole: nn.Module, config: EncoderConfig, entry: EncoderEntry | None) -> list[int]:
     """The feature stages that are pooled; none if the model pools by itself."""
-    if config.stage is None and config.pooling != "levels":
+    levels = config.pooling in ("levels", "levels_std")
+    if config.stage is None and not levels:
         own = getattr(entry.architecture, "stage", None) if entry and config.pooling == "model" else None
         return [] if own is None else [own]
     setting = "encoder.stage" if config.stage is not None else "encoder.pooling"
@@ -317,40 +330,3 @@ class FeatureEncoder(nn.Module):
                 f"this network reads stored features of width {self.dim}, not {tuple(features_nC.shape[1:])}"
             )
         return features_nC.to(torch.float32)
-
-
-class Projector(nn.Module):
-    """LayerNorm without affine, Linear, BatchNorm, ReLU: (n, C) to (n, D) (Bergner et al. 2023, CAMELYON16
-    model).
-    """
-
-    def __init__(self, n_in: int, dim: int) -> None:
-        super().__init__()
-        self.dim = dim
-        self.norm = nn.LayerNorm(n_in, eps=1e-5, elementwise_affine=False)
-        self.linear = nn.Linear(n_in, dim)
-        self.batch_norm = nn.BatchNorm1d(dim)
-
-    def forward(self, x_nC: Tensor) -> Tensor:
-        """Map features (n, C) float to embeddings (n, D)."""
-        projected: Tensor = self.batch_norm(self.linear(self.norm(x_nC))).relu()
-        return projected
-
-
-class PlainProjector(nn.Module):
-    """Linear, ReLU, dropout: (n, C) to (n, D). This is the first layer of CLAM, attention MIL on stored
-    features.
-
-    It looks at each patch by itself. Statistics over the patches of a step would differ from slide to slide.
-    """
-
-    def __init__(self, n_in: int, dim: int, *, dropout: float) -> None:
-        super().__init__()
-        self.dim = dim
-        self.linear = nn.Linear(n_in, dim)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x_nC: Tensor) -> Tensor:
-        """Map features (n, C) float to embeddings (n, D)."""
-        projected: Tensor = self.dropout(self.linear(x_nC).relu())
-        return projected

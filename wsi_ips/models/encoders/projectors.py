@@ -1,0 +1,84 @@
+"""From the features of an encoder to embeddings: what stands in front of an aggregator.
+
+:class:`PlainProjector` and :class:`Projector` map features to embeddings of another width.
+:class:`StandardisedProjector` brings the features to equal scales first.
+
+Shape suffixes: n patches, C feature width, D embedding width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+LEAST_DEVIATION = 0.01
+"""A feature that varies less than this part of what features vary on average is not scaled up further."""
+
+
+class Projector(nn.Module):
+    """LayerNorm without affine, Linear, BatchNorm, ReLU: (n, C) to (n, D) (Bergner et al. 2023, CAMELYON16
+    model).
+    """
+
+    def __init__(self, n_in: int, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.norm = nn.LayerNorm(n_in, eps=1e-5, elementwise_affine=False)
+        self.linear = nn.Linear(n_in, dim)
+        self.batch_norm = nn.BatchNorm1d(dim)
+
+    def forward(self, x_nC: Tensor) -> Tensor:
+        """Map features (n, C) float to embeddings (n, D)."""
+        projected: Tensor = self.batch_norm(self.linear(self.norm(x_nC))).relu()
+        return projected
+
+
+class PlainProjector(nn.Module):
+    """Linear, ReLU, dropout: (n, C) to (n, D). This is the first layer of CLAM, attention MIL on stored
+    features.
+
+    It looks at each patch by itself. Statistics over the patches of a step would differ from slide to slide.
+    """
+
+    def __init__(self, n_in: int, dim: int, *, dropout: float) -> None:
+        super().__init__()
+        self.dim = dim
+        self.linear = nn.Linear(n_in, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_nC: Tensor) -> Tensor:
+        """Map features (n, C) float to embeddings (n, D)."""
+        projected: Tensor = self.dropout(self.linear(x_nC).relu())
+        return projected
+
+
+class StandardisedProjector(nn.Module):
+    """Brings every feature to mean 0 and standard deviation 1, then maps them: (n, C) to (n, D).
+
+    Features of an encoder differ in scale by a factor of hundreds, and AdamW gives all weights steps of one size.
+    What small features say is then learned last or never. The means and deviations are those of the features
+    that an untrained network saw (:mod:`wsi_ips.training.standardise`). They stay as they are, so that a patch
+    is embedded alike on every slide.
+
+    Args:
+        n_in: C.
+        projector: Maps the standardised features. None: they are the embeddings.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, n_in: int, projector: nn.Module | None) -> None:
+        super().__init__()
+        self.projector = projector or nn.Identity()
+        self.register_buffer("mean", torch.zeros(n_in))
+        self.register_buffer("deviation", torch.ones(n_in))
+
+    def take(self, mean_C: Tensor, deviation_C: Tensor) -> None:
+        """Keep the means and standard deviations of features, in place of those before."""
+        least = LEAST_DEVIATION * deviation_C.square().mean().sqrt()
+        self.mean.copy_(mean_C)
+        self.deviation.copy_(torch.where(least > 0, deviation_C.clamp(min=float(least)), 1.0))
+
+    def forward(self, x_nC: Tensor) -> Tensor:
+        """Map features (n, C) float to embeddings (n, D)."""
+        projected: Tensor = self.projector((x_nC - self.mean) / self.deviation)
+        return projected
