@@ -279,8 +279,15 @@ def test_wrong_input_is_one_line(
         (("--encoder", "resnet10t", "--checkpoint", small_checkpoint), "one of them"),
         (("--checkpoint", small_checkpoint, "--patch-px", "64"), "has its own tiling"),
         (("--encoder", "resnet10", "--weights", "none"), "did you mean"),
-        (("--encoder", "resnet10t", "--set", "encoder.project=8"), "leave features and project out"),
-        (("--encoder", "features", "--set", "encoder.features=8"), "leave features and project out"),
+        (
+            ("--encoder", "resnet10t", "--set", "encoder.project=8"),
+            "leave features, project and standardise out",
+        ),
+        (
+            ("--encoder", "features", "--set", "encoder.features=8"),
+            "leave features, project and standardise out",
+        ),
+        (("--encoder", "resnet10t", "--set", "encoder.standardise=true"), "standardise out"),
         ((*ENCODER, "--from-coords", tmp_path / "none"), "no such folder"),
         ((*ENCODER, "--layout", "other"), "layout"),
     ):

@@ -225,6 +225,24 @@ def test_levels_are_pooled_one_by_one_and_stand_side_by_side(name: str) -> None:
     assert encoder.dim == expected.shape[1]
 
 
+def test_levels_with_their_deviations() -> None:
+    config = EncoderConfig(name="resnet10t", weights="none", pooling="levels_std", stage=2, normalise=False)
+    encoder, pixels = TimmEncoder(config).eval(), torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        backbone: Any = encoder.backbone
+        maps = backbone.forward_intermediates(pixels, indices=[0, 1, 2], intermediates_only=True)
+        means = torch.cat([found.mean(dim=(2, 3)) for found in maps], dim=1)
+        deviations = torch.cat([found.std(dim=(2, 3), correction=0) for found in maps], dim=1)
+        told = encoder(pixels)
+    assert encoder.dim == 2 * means.shape[1] == told.shape[1]
+    assert torch.allclose(told, torch.cat([means, deviations], dim=1), atol=2e-3)
+    # A patch of one colour has no deviation, whose root has no slope at zero.
+    even = torch.full((1, 3, 64, 64), 0.5, requires_grad=True)
+    encoder(even).sum().backward()
+    assert even.grad is not None
+    assert even.grad.isfinite().all()
+
+
 def test_levels_up_to_a_stage() -> None:
     encoder = TimmEncoder(EncoderConfig(name="resnet10t", weights="none", pooling="levels", stage=2)).eval()
     assert encoder.dim == sum(info["num_chs"] for info in timm.create_model("resnet10t").feature_info[:3])

@@ -34,6 +34,11 @@ class TestStagesSideBySide(EncoderContract):
         return TimmEncoder(EncoderConfig(name="test_resnet", weights="none", pooling="levels"))
 
 
+class TestStagesWithDeviations(EncoderContract):
+    def made(self) -> nn.Module:
+        return TimmEncoder(EncoderConfig(name="test_resnet", weights="none", pooling="levels_std", stage=1))
+
+
 class TestTokens(EncoderContract):
     """Patches are resized to what the transformer takes."""
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 LEAST_DEVIATION = 0.01
-"""A feature that varies less than this part of what features vary on average is not scaled up further."""
+"""Features that vary less than this part of what all vary on average (root mean square) are scaled as if they
+varied so much: the noise of a feature that is dead on the patches that were seen is not blown up."""
 
 
 class Projector(nn.Module):
@@ -53,10 +54,10 @@ class PlainProjector(nn.Module):
 class StandardisedProjector(nn.Module):
     """Brings every feature to mean 0 and standard deviation 1, then maps them: (n, C) to (n, D).
 
-    Features of an encoder differ in scale by a factor of hundreds, and AdamW gives all weights steps of one size.
-    What small features say is then learned last or never. The means and deviations are those of the features
-    that an untrained network saw (:mod:`wsi_ips.training.standardise`). They stay as they are, so that a patch
-    is embedded alike on every slide.
+    What all patches have in common fills most of what a layer sees of features that are far from zero, and what
+    tells patches apart is learned last or never. The means and deviations are those of training patches, as the
+    encoder sees them before anything is learned (:mod:`wsi_ips.training.standardise`). They stay as they are, so
+    that a patch is embedded alike on every slide.
 
     Args:
         n_in: C.

@@ -1,0 +1,199 @@
+"""Features of unequal scales (``model.encoder.standardise``)."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import SMALL_MODEL
+from tests.training.memory_bags import MemoryBag
+from wsi_ips.config import FinetuneConfig
+from wsi_ips.models.build import build_net
+from wsi_ips.models.checkpoint import load_checkpoint
+from wsi_ips.models.encoders.projectors import StandardisedProjector
+from wsi_ips.models.ips_net import BagNet
+from wsi_ips.training.fit import train_bags
+from wsi_ips.training.run_state import BEST_NAME, HEAD_START
+from wsi_ips.training.standardise import MOST_BAGS, MOST_PATCHES, standardise
+
+CPU = torch.device("cpu")
+WIDTH, PATCHES = 8, 30
+SCALES_C = torch.tensor([0.1, *[3.0] * (WIDTH - 1)])
+"""The feature that decides the label varies thirty times less than the others."""
+OFFSET = 20.0
+"""What all features have in common."""
+Json = dict[str, Any]
+
+
+def on_features(*, standardise: bool = True, **more: Any) -> FinetuneConfig:
+    encoder = {"name": "features", "features": WIDTH, "project": 16, "standardise": standardise}
+    return FinetuneConfig.model_validate(
+        {
+            "selection": {"m": 4, "i": 4},
+            "model": {"encoder": encoder},
+            "training": {"epochs": 5, "lr": 3e-3},
+            **more,
+        }
+    )
+
+
+def on_pixels(**training: Any) -> FinetuneConfig:
+    model: Json = {**SMALL_MODEL["model"], "attention": {"heads": 2, "key_dim": 4}}  # type: ignore[dict-item]
+    model["encoder"] = {**model["encoder"], "standardise": True}
+    training = {"epochs": 1, "lr": 1e-3, "head_start": {"epochs": 2}, **training}
+    return FinetuneConfig.model_validate(
+        {"selection": {"m": 3, "i": 3}, "model": model, "training": training}
+    )
+
+
+def features_bag(number: int) -> MemoryBag:
+    """One patch of 30 says what an odd bag is."""
+    generator = torch.Generator().manual_seed(number)
+    x_NC = torch.randn(PATCHES, WIDTH, generator=generator)
+    if number % 2:
+        x_NC[int(torch.randint(PATCHES, (), generator=generator)), 0] += 8
+    return MemoryBag(f"bag{number}", x_NC * SCALES_C + OFFSET, {"label": number % 2})
+
+
+def pixels_bag(number: int) -> MemoryBag:
+    generator = torch.Generator().manual_seed(number)
+    pixels = 0.2 + 0.6 * (number % 2) + 0.1 * torch.rand(5, 3, 32, 32, generator=generator)
+    return MemoryBag(f"slide{number}", pixels, {"label": number % 2})
+
+
+def scales(net: BagNet) -> StandardisedProjector:
+    assert isinstance(net.projector, StandardisedProjector)
+    return net.projector
+
+
+def test_a_small_feature_far_from_zero_is_learned_from(tmp_path: Path) -> None:
+    bags = [features_bag(number) for number in range(36)]
+    training, aucs = {"epochs": 12, "lr": 3e-3}, {}
+    for each in (False, True):
+        config = on_features(standardise=each, training=training)
+        report = train_bags(bags[12:], bags[:12], config, tmp_path / str(each), device=CPU)
+        aucs[each] = report.history[-1]["val_auc"]
+    assert aucs[True] == 1
+    assert aucs[False] < 0.75
+
+
+def test_means_and_deviations_are_those_of_the_training_patches(tmp_path: Path) -> None:
+    bags, config = [features_bag(number) for number in range(8)], on_features()
+    report = train_bags(bags[2:], bags[:2], config, tmp_path, device=CPU)
+    net, _ = load_checkpoint(report.checkpoint)
+    x_NC = torch.cat([bag.pixels_N for bag in bags[2:]])
+    assert torch.allclose(scales(net).mean, x_NC.mean(dim=0), rtol=1e-5)
+    assert torch.allclose(scales(net).deviation, x_NC.std(dim=0, correction=0), rtol=1e-4)
+
+
+def test_of_large_bags_and_many_a_part_is_read_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[torch.Tensor] = []
+
+    class Noting(torch.nn.Module):
+        dim = 1
+
+        def forward(self, x_nC: torch.Tensor) -> torch.Tensor:
+            read.append(x_nC)
+            return x_nC
+
+    config = on_features()
+    net = build_net(config.model)
+    monkeypatch.setattr(net, "encoder", Noting())
+    net.projector = StandardisedProjector(1, None)
+    bags = [
+        MemoryBag(f"bag{number}", torch.arange(1000.0)[:, None] + 1000 * number, {"label": 0})
+        for number in range(100)
+    ]
+    standardise(net, bags, config.streaming, device=CPU)
+    seen = torch.cat(read)
+    assert len(seen) == MOST_BAGS * MOST_PATCHES
+    assert (seen.min(), seen.max()) == (0, 99_999)
+    assert abs(float(scales(net).mean) - 49_999.5) < 1
+
+
+def test_a_bag_that_cannot_be_read_is_passed_over_and_reported_by_training(tmp_path: Path) -> None:
+    good = [features_bag(number) for number in range(6)]
+    bad = MemoryBag("bad", good[0].pixels_N, {"label": 0}, broken=True)
+    report = train_bags([bad, *good[2:]], good[:2], on_features(), tmp_path, device=CPU, max_bad=1)
+    assert list(report.bad) == ["bad"]
+    net, _ = load_checkpoint(report.checkpoint)
+    assert torch.allclose(
+        scales(net).mean, torch.cat([bag.pixels_N for bag in good[2:]]).mean(dim=0), rtol=1e-5
+    )
+
+
+def test_features_that_are_not_finite_change_no_scale() -> None:
+    config = on_features()
+    net, good = build_net(config.model), features_bag(0)
+    broken = MemoryBag("broken", torch.full((PATCHES, WIDTH), float("nan")), {"label": 1})
+    standardise(net, [broken, good], config.streaming, device=CPU)
+    assert torch.allclose(scales(net).mean, good.pixels_N.mean(dim=0), rtol=1e-5)
+    alone = build_net(config.model)
+    standardise(alone, [broken], config.streaming, device=CPU)
+    assert scales(alone).mean.tolist() == [0] * WIDTH
+    assert scales(alone).deviation.tolist() == [1] * WIDTH
+
+
+def test_end_to_end_training_keeps_the_scales_of_its_head_start(tmp_path: Path) -> None:
+    bags, config = [pixels_bag(number) for number in range(8)], on_pixels()
+    report = train_bags(bags[4:], bags[:4], config, tmp_path, device=CPU)
+    start, of_start = load_checkpoint(tmp_path / HEAD_START / BEST_NAME)
+    net, _ = load_checkpoint(report.checkpoint)
+    assert of_start.model.encoder.standardise
+    assert torch.equal(scales(net).mean, scales(start).mean)
+    assert torch.equal(scales(net).deviation, scales(start).deviation)
+    assert float(scales(net).mean.abs().sum()) > 0
+
+
+def test_without_a_head_start_they_are_those_of_the_encoder_as_it_begins(tmp_path: Path) -> None:
+    bags, config = [pixels_bag(number) for number in range(8)], on_pixels(head_start={"epochs": 0})
+    report = train_bags(bags[4:], bags[:4], config, tmp_path, device=CPU)
+    net, _ = load_checkpoint(report.checkpoint)
+    assert float(scales(net).mean.abs().sum()) > 0
+    assert not torch.equal(scales(net).deviation, torch.ones_like(scales(net).deviation))
+
+
+def test_what_begins_from_a_checkpoint_keeps_its_scales(tmp_path: Path) -> None:
+    first = [features_bag(number) for number in range(8)]
+    report = train_bags(first[2:], first[:2], on_features(), tmp_path / "first", device=CPU)
+    held, _ = load_checkpoint(report.checkpoint)
+    others = [MemoryBag(bag.bag_id, bag.pixels_N + 100, bag.targets) for bag in first]
+    training = {"epochs": 1, "lr": 3e-3, "start": report.checkpoint}
+    report = train_bags(
+        others[2:], others[:2], on_features(training=training), tmp_path / "second", device=CPU
+    )
+    net, _ = load_checkpoint(report.checkpoint)
+    assert torch.equal(scales(net).mean, scales(held).mean)
+
+
+def test_a_scorer_brings_its_own_scales(tmp_path: Path) -> None:
+    bags = [features_bag(number) for number in range(8)]
+    scorer = train_bags(bags[2:], bags[:2], on_features(), tmp_path / "scorer", device=CPU)
+    selection = {"m": 4, "i": 4, "scorer": str(scorer.checkpoint)}
+    report = train_bags(
+        bags[2:], bags[:2], on_features(standardise=False, selection=selection), tmp_path / "net", device=CPU
+    )
+    net: Any
+    net, _ = load_checkpoint(report.checkpoint)
+    held, _ = load_checkpoint(scorer.checkpoint)
+    assert torch.equal(scales(net.scorer).mean, scales(held).mean)
+    assert not isinstance(net.projector, StandardisedProjector)
+
+
+def test_settings_without_it_are_stored_as_before() -> None:
+    assert "standardise" not in on_features(standardise=False).model_dump(mode="json")["model"]["encoder"]
+    assert on_features().model_dump(mode="json")["model"]["encoder"]["standardise"]
+
+
+def test_a_feature_that_never_varies_is_only_shifted() -> None:
+    projector = StandardisedProjector(2, None)
+    projector.take(torch.tensor([7.0, 7.0]), torch.zeros(2))
+    assert projector(torch.tensor([[7.0, 8.0]])).tolist() == [[0.0, 1.0]]
+    assert projector(torch.full((3, 2), 7.0)).isfinite().all()
+
+
+def test_noise_of_a_dead_feature_is_not_blown_up() -> None:
+    projector = StandardisedProjector(2, None)
+    projector.take(torch.zeros(2), torch.tensor([1e-9, 1.0]))
+    assert float(projector(torch.tensor([[1e-3, 0.0]]))[0, 0]) < 0.2
