@@ -15,7 +15,15 @@ from tests.commands.console import Console
 from tests.planning.small_table import draw_data, table
 from wsi_ips.commands.evaluate import EvaluateJob
 from wsi_ips.commands.recipe import load_recipe, make_job
-from wsi_ips.commands.table import TableJob, _is_scored, _outlines_of, _Task, shipped_published
+from wsi_ips.commands.table import (
+    TableJob,
+    _is_scored,
+    _outlines_of,
+    _Task,
+    asked_of,
+    shipped_published,
+    storing_of,
+)
 from wsi_ips.datasets.known_sets import KNOWN_SETS, look
 from wsi_ips.errors import DatasetError
 from wsi_ips.evaluation.run.result_table import (
@@ -122,6 +130,19 @@ def test_rows_and_seeds_in_one_table_that_is_gone_on_with(
     again = {path for path, made in features.items() if path.stat().st_mtime_ns != made}
     assert len(again) == 1, "only the features of the slide that has changed are made again"
     slide.write_bytes(before)  # other tests read it
+
+
+def test_a_row_on_features_keeps_what_stands_behind_its_encoder(tmp_path: Path, data: Path) -> None:
+    settings = {"model.encoder.project": 24, "model.encoder.standardise": True}
+    path = recipe(tmp_path, data, rows={"frozen": {"frozen": True, "settings": settings}})
+    job = make_job(load_recipe(path), source=str(path))
+    assert isinstance(job, TableJob)
+    on_pixels = asked_of(job, "frozen")
+    storing, _ = storing_of(job, on_pixels)
+    assert storing.encoder is not None
+    assert (storing.encoder.project, storing.encoder.standardise) == (None, False)
+    on_features = asked_of(job, "frozen", features=tmp_path, width=16).model.encoder
+    assert (on_features.features, on_features.project, on_features.standardise) == (16, 24, True)
 
 
 def test_figures_are_of_the_outlines_that_are_there(tmp_path: Path) -> None:

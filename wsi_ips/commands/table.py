@@ -161,11 +161,15 @@ def asked_of(job: TableJob, row: str, *, seed: int | None = None, **values: Any)
     if seed is not None:
         overrides.append(f"training.seed={seed}")
     made = with_overrides(shared, overrides)
-    if "width" in values:
-        made = with_overrides(
-            made, [f"model.encoder={json.dumps({'name': 'features', 'features': values['width']})}"]
-        )
-        made["features"] = values["features"]
+    finished = make_job(made, source=f"row {row}")
+    assert isinstance(finished, FinetuneJob)
+    if "width" not in values:
+        return finished
+    encoder = finished.model.encoder.on_features(values["width"]).model_dump(
+        mode="json", exclude_defaults=True
+    )
+    made = with_overrides(made, [f"model.encoder={json.dumps(encoder)}"])
+    made["features"] = values["features"]
     finished = make_job(made, source=f"row {row}")
     assert isinstance(finished, FinetuneJob)
     return finished
@@ -187,7 +191,7 @@ def storing_of(job: TableJob, asked: FinetuneJob) -> tuple[FeaturesJob, str]:
 
     encoder = EncoderConfig.model_validate(
         {**asked.model.encoder.model_dump(mode="json", exclude_unset=True), "lora": None, "trainable": True,
-         "project": None, "drop_path": 0.0}
+         "project": None, "standardise": False, "drop_path": 0.0}
     )  # fmt: skip
     tiling = fitting_tiling(asked.tiling, encoder)
     content = json.dumps([encoder.model_dump(mode="json"), tiling.model_dump(mode="json")], sort_keys=True)

@@ -16,7 +16,7 @@ from wsi_ips.commands.finetune import FinetuneJob
 from wsi_ips.commands.recipe import Job
 from wsi_ips.commands.slides import given_mpp
 from wsi_ips.commands.table import TableJob, asked_of, check_row, laid_out, listed_of, storing_of
-from wsi_ips.config import EncoderConfig, FinetuneConfig
+from wsi_ips.config import FinetuneConfig
 from wsi_ips.datasets.camelyon import shipped_rows
 from wsi_ips.datasets.manifest import Manifest, SlideRecord, read_manifest
 from wsi_ips.errors import ConfigError
@@ -174,7 +174,7 @@ def _on_features(asked: FinetuneJob, storing: Work) -> Work:
     config = FinetuneConfig.model_construct(
         **{name: getattr(asked, name) for name in FinetuneConfig.model_fields}
     )
-    encoder = EncoderConfig(name="features", features=width_of(storing.config))
+    encoder = asked.model.encoder.on_features(width_of(storing.config))
     model = config.model.model_copy(update={"encoder": encoder})
     config = config.model_copy(update={"model": model, "tiling": storing.config.tiling})
     return Work("finetune", config, (), storing.find, asked=config.training.precision)
