@@ -14,7 +14,7 @@ from skimage import data
 from wsi_ips.config import AttentionConfig, EncoderConfig, ModelConfig
 from wsi_ips.errors import CheckpointError, ConfigError
 from wsi_ips.models.build import build_net
-from wsi_ips.models.encoders.timm_encoder import TimmEncoder
+from wsi_ips.models.encoders.timm_encoder import TimmEncoder, _deviation
 from wsi_ips.models.encoders.weights import EFFICIENTNET_LITE0, efficientnet_lite0_weights, read_state_dict
 
 ESPRESSO, TABBY, TIGER_CAT, EGYPTIAN_CAT = 967, 281, 282, 285
@@ -241,6 +241,11 @@ def test_levels_with_their_deviations() -> None:
     encoder(even).sum().backward()
     assert even.grad is not None
     assert even.grad.isfinite().all()
+
+
+def test_the_deviation_of_large_values_does_not_overflow_in_half_precision() -> None:
+    map_nChw = torch.tensor([[[[-1000.0, 1000.0]]]], dtype=torch.float16)
+    assert _deviation(map_nChw).tolist() == [[1000.0]]
 
 
 def test_levels_up_to_a_stage() -> None:

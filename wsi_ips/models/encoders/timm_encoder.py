@@ -205,8 +205,12 @@ class TimmEncoder(ComputingModule):
 
 
 def _deviation(map_nChw: Tensor) -> Tensor:
-    """The standard deviation (n, C) of each channel over its places, with a gradient where all are equal."""
-    return (map_nChw.var(dim=(2, 3), correction=0) + LEAST_VARIANCE).sqrt()
+    """The standard deviation (n, C) of each channel over its places, with a gradient where all are equal.
+
+    It is computed in float32, because a square leaves the range of float16 long before the deviation does.
+    """
+    variance_nC = map_nChw.float().var(dim=(2, 3), correction=0)
+    return (variance_nC + LEAST_VARIANCE).sqrt().to(map_nChw.dtype)
 
 
 def _without_statistics(module: nn.Module) -> bool:
