@@ -27,6 +27,14 @@ def test_a_loss_that_guessing_has_too_is_said() -> None:
     assert said({"val_loss": GUESS * 1.01}, {"val_loss": GUESS * 0.5}) == []
 
 
+def test_scales_are_advised_where_they_have_not_been_tried() -> None:
+    config = FinetuneConfig.model_validate({"model": {"encoder": {"standardise": True}}})
+    (before,) = said({"val_loss": GUESS})
+    (after,) = findings([{"val_loss": GUESS}], 0, config, train=TRAIN, val=VAL)
+    assert "try model.encoder.standardise=true, training.restarts=5" in before
+    assert "try training.restarts=5" in after
+
+
 def test_weighted_classes_have_another_guess_and_nothing_is_said_of_it() -> None:
     assert said({"val_loss": GUESS}, class_weights="balanced") == []
 

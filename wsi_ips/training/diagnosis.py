@@ -16,12 +16,6 @@ DRIFTING = 0.5
 LAST_EPOCHS = 3
 """How many epochs at the end are looked at."""
 
-WHAT_TO_TRY = (
-    "try training.restarts=5, another training.lr, an encoder that knows this kind of tissue, or more slides; "
-    "its predictions and heatmaps say nothing"
-)
-"""What a finding advises the user to do."""
-
 
 def findings(
     history: Sequence[Mapping[str, float]],
@@ -45,13 +39,13 @@ def findings(
     if loss is not None and config.training.class_weights == "none" and loss > AT_CHANCE * guess:
         said.append(
             f"{name}, {loss:.3f}, is no better than that of guessing by how frequent the labels "
-            f"are, {guess:.3f}: the run has not found what decides them; {WHAT_TO_TRY}"
+            f"are, {guess:.3f}: the run has not found what decides them; {_what_to_try(config)}"
         )
     last = [row for row in history if "attention_spread" in row][-LAST_EPOCHS:]
     if last and min(row["attention_spread"] for row in last) > FLAT:
         said.append(
             f"attention is flat: {100 * last[-1]['attention_spread']:.0f} % of a slide's patches share it, and "
-            f"which ones are kept means little; {WHAT_TO_TRY}"
+            f"which ones are kept means little; {_what_to_try(config)}"
         )
     overlaps = [row["kept_overlap"] for row in last if "kept_overlap" in row]
     kept = [row["kept_attention"] for row in last]
@@ -61,6 +55,15 @@ def findings(
             "been kept in the one before; try a lower training.lr, more epochs, or a larger selection.memory_size"
         )
     return said
+
+
+def _what_to_try(config: FinetuneConfig) -> str:
+    """What a run that found nothing advises the user to do."""
+    scales = "" if config.model.encoder.standardise else "model.encoder.standardise=true, "
+    return (
+        f"try {scales}training.restarts=5, another training.lr, an encoder that knows this kind of tissue, or "
+        "more slides; its predictions and heatmaps say nothing"
+    )
 
 
 def _told_apart(row: Mapping[str, float]) -> tuple[str, float | None]:
