@@ -1,5 +1,6 @@
 """What benchmarks/evidence.py is run with: data sets, methods and their settings. Plain values, nothing heavy."""
 
+from collections.abc import Mapping
 from typing import Any
 
 FOLDERS = {
@@ -37,13 +38,7 @@ standard deviation of each channel, and brought to equal scales: what of the enc
 LEVEL_FEATURES = 2 * (16 + 24 + 40 + 112)
 ENLARGED: dict[str, dict[str, Any]] = {"nodes_enlarged": {"px": 144, "precision": "bf16"}}
 """Data sets whose patches are enlarged before the encoder sees them: to which side, and what it computes in."""
-SELECTION = {
-    **{
-        data: {"m": 64, "i": 64}
-        for data in ("nodes", "nodes_enlarged", "nodes_levels", "nodes_cross", "nodes_cross_levels")
-    },
-    "textures": {"m": 128, "i": 128},
-}
+SELECTION = {data: {"m": 128, "i": 128} if data == "textures" else {"m": 64, "i": 64} for data in FOLDERS}
 QUICK_SELECTION = {"m": 24, "i": 24}
 NODE_TASKS = [{"name": "label", "classes": ["normal", "tumor"]}]
 # The second question, lesion or none, has an easier answer: attention finds lesions sooner.
@@ -146,9 +141,9 @@ def features_width(data: str) -> int:
     return LEVEL_FEATURES if data in LEVELS else FEATURES
 
 
-def frozen_model(data: str, model: dict[str, Any]) -> dict[str, Any]:
+def frozen_model(data: str, model: Mapping[str, Any]) -> dict[str, Any]:
     """The network ``model`` on the features of a data set."""
-    return model | ({"standardise": True} if LEVELS.get(data, {}).get("standardise") else {})
+    return {**model, "standardise": encoder(data).get("standardise", False)}
 
 
 def selection(data: str, *, quick: bool) -> dict[str, Any]:

@@ -277,7 +277,7 @@ def on_features(model: Mapping[str, Any], *, maps: Container[str]) -> "Method":
         learning = Learning(training["epochs"], training["lr"], step.settings["weight_decay"])
         torch.manual_seed(step.data.seed)
         width = features_width(step.data.name)
-        frozen = FrozenNet(frozen_model(step.data.name, dict(model)), width=width, task=step.data.tasks[0])
+        frozen = FrozenNet(frozen_model(step.data.name, model), width=width, task=step.data.tasks[0])
         started, busy = time.perf_counter(), time.process_time()
         losses = train(frozen, bags["train"], bags["val"], learning, seed=step.data.seed)
         said = Said(notes={"val_loss": losses})
