@@ -1,6 +1,7 @@
 """``features`` and ``tile`` on workers: of our own, on several devices, and of a dask scheduler."""
 
 import csv
+import gc
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,6 +130,28 @@ def test_a_slide_given_by_itself_raises_its_error(
         here = console(*command, "--out", tmp_path / "here")
         there = console(*command, "--out", tmp_path / "there", *by)
         assert (there.code, there.complaint) == (2, here.complaint)
+
+
+@pytest.mark.parametrize("command", ["features", "tile"])
+def test_the_connection_is_closed_where_the_command_fails(
+    console: Console,
+    slides: Path,
+    small_checkpoint: Path,
+    tmp_path: Path,
+    threads: LocalCluster,
+    command: str,
+) -> None:
+    """And not by the garbage collector, in whichever thread it runs: in one of dask's it would wait forever."""
+    model = ("--checkpoint", small_checkpoint) if command == "features" else ()
+    gc.disable()
+    try:
+        said = console(command, slides / "zz.tif", *model, "--out", tmp_path / "out",
+                       "--scheduler", threads.scheduler_address)  # fmt: skip
+        assert said.code == 2
+        connected = [name for name in threads.scheduler.clients if name.startswith("Client-")]
+    finally:
+        gc.enable()
+    assert connected == []
 
 
 @pytest.mark.parametrize("command", ["features", "tile"])

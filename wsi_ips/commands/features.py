@@ -433,12 +433,13 @@ def _stored_by_workers(
 
     task = FeaturesTask(storing.for_workers(), threads_each(batch))
     announce = lambda line: print(line, file=sys.stderr)  # noqa: E731, T201 - for people, beside the bars
-    for slide, result in shared_on_cluster(left, task, batch, in_hand=in_hand, announce=announce):
-        if isinstance(result, _Row):
-            yield result
-            continue
-        storing.forget_stale(slide)
-        yield _Row.failed(slide, result)
+    with closing(shared_on_cluster(left, task, batch, in_hand=in_hand, announce=announce)) as results:
+        for slide, result in results:
+            if isinstance(result, _Row):
+                yield result
+                continue
+            storing.forget_stale(slide)
+            yield _Row.failed(slide, result)
 
 
 def _alone(slide: "SlideJob", storing: _Storing, in_hand: "SlidesInHand") -> _Row:

@@ -1,10 +1,9 @@
 """``tile``: tissue, patch coordinates and contours; no model."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
 
     from wsi_ips.inference.in_hand import SlidesInHand
     from wsi_ips.tiling.patches import SlideToTile, TiledSlide, TilingFolder
+
+    _Results = Generator[tuple[SlideToTile, TiledSlide], None, None]
 
 
 class TileJob(Resolution, Job):
@@ -185,18 +186,15 @@ def _tile_all(
     from wsi_ips.timeline import working
 
     tiled: dict[str, TiledSlide] = {}
-    others, suspects = in_hand.apart(slides, lambda slide: slide.slide_id)
     names = [slide.slide_id for slide in slides]
     rows = SlideRows(
         folder.root / TABLE, COLUMNS, names, is_there=lambda slide_id: folder.coords(slide_id).is_file()
     )
-    results: Iterator[tuple[SlideToTile, TiledSlide]]
-    if job.scheduler is None:
-        alone = _tiled_alone(folder, suspects, in_hand)
-        results = chain(_tiled(folder, others, in_hand, workers=job.workers, pool=pool), alone)
-    else:
-        results = _tiled_on(job.scheduler, folder, slides, in_hand)
-    with rows as table, progress("Tiling", total=len(slides)) as advance:
+    with (
+        rows as table,
+        progress("Tiling", total=len(slides)) as advance,
+        closing(_results(folder, slides, in_hand, pool=pool, job=job)) as results,
+    ):
         for slide, done in results:
             if not done.was_there:
                 working()
@@ -209,6 +207,23 @@ def _tile_all(
     return tiled
 
 
+def _results(
+    folder: "TilingFolder",
+    slides: Sequence["SlideToTile"],
+    in_hand: "SlidesInHand",
+    *,
+    pool: "ProcessPoolExecutor | None",
+    job: TileJob,
+) -> "_Results":
+    """Each slide with what became of it. To be closed: it holds processes, or a connection to a cluster."""
+    if job.scheduler is not None:
+        yield from _tiled_on(job.scheduler, folder, slides, in_hand)
+        return
+    others, suspects = in_hand.apart(slides, lambda slide: slide.slide_id)
+    yield from _tiled(folder, others, in_hand, workers=job.workers, pool=pool)
+    yield from _tiled_alone(folder, suspects, in_hand)
+
+
 def _tiled(
     folder: "TilingFolder",
     slides: Sequence["SlideToTile"],
@@ -216,7 +231,7 @@ def _tiled(
     *,
     workers: int,
     pool: "ProcessPoolExecutor | None",
-) -> Iterator[tuple["SlideToTile", "TiledSlide"]]:
+) -> "_Results":
     """Each slide with what became of it, in the order in which they are done."""
     from wsi_ips.inference.in_hand import Died
     from wsi_ips.inference.shared_out import shared_out
@@ -229,23 +244,25 @@ def _tiled(
             in_hand.end(slide.slide_id)
             yield slide, done
         return
-    for slide, result in shared_out(partial(tile_one, folder), slides, workers=workers, pool=pool):
-        if isinstance(result, Died):
-            yield slide, _killed(folder, slide, in_hand.killed(slide.slide_id, slide.path, result))
-        else:
-            yield slide, result
+    with closing(shared_out(partial(tile_one, folder), slides, workers=workers, pool=pool)) as results:
+        for slide, result in results:
+            if isinstance(result, Died):
+                yield slide, _killed(folder, slide, in_hand.killed(slide.slide_id, slide.path, result))
+            else:
+                yield slide, result
 
 
 def _tiled_on(
     scheduler: str, folder: "TilingFolder", slides: Sequence["SlideToTile"], in_hand: "SlidesInHand"
-) -> Iterator[tuple["SlideToTile", "TiledSlide"]]:
+) -> "_Results":
     """The same by the workers of a dask scheduler; suspects come last, each when nobody else is at work."""
     from wsi_ips.inference.cluster import shared_on_cluster
     from wsi_ips.tiling.patches import TiledSlide
 
     batch = WorkersConfig(scheduler=scheduler)
-    for slide, result in shared_on_cluster(slides, TilingTask(folder), batch, in_hand=in_hand):
-        yield slide, result if isinstance(result, TiledSlide) else _killed(folder, slide, result)
+    with closing(shared_on_cluster(slides, TilingTask(folder), batch, in_hand=in_hand)) as results:
+        for slide, result in results:
+            yield slide, result if isinstance(result, TiledSlide) else _killed(folder, slide, result)
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +292,7 @@ class TilingTask:
 
 def _tiled_alone(
     folder: "TilingFolder", slides: Sequence["SlideToTile"], in_hand: "SlidesInHand"
-) -> Iterator[tuple["SlideToTile", "TiledSlide"]]:
+) -> "_Results":
     """The same, each in a process of its own."""
     from wsi_ips.tiling.patches import tile_one
 

@@ -16,7 +16,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -57,11 +57,14 @@ def shared_on_cluster(
     *,
     in_hand: SlidesInHand | None = None,
     announce: Announce = lambda _: None,
-) -> Iterator[tuple[Job, Result | WsiIpsError]]:
+) -> Generator[tuple[Job, Result | WsiIpsError], None, None]:
     """Each slide with what became of it, in the order in which they are done; the largest are begun first.
 
     A slide that kills its workers, and one whose name cannot be sent to a worker, comes with its error. For the
     arguments and errors see :func:`desk_of`.
+
+    Who does not take all results closes the generator (``contextlib.closing``). Left to the garbage collector, the
+    connection may be closed in a thread of dask, which then waits for itself forever.
     """
     sent: list[Job] = []
     for job in jobs:

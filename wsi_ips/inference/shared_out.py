@@ -43,13 +43,15 @@ def shared_out(
     *,
     workers: int,
     pool: ProcessPoolExecutor | None = None,
-) -> Iterator[tuple[Key, Result | Died]]:
+) -> Generator[tuple[Key, Result | Died], None, None]:
     """Each key with what ``work`` makes of it, in the order in which they are done.
 
     ``work`` runs in ``workers`` new processes, so it and its keys must be picklable. When a process dies, all that
     was being worked on is tried once more, each by itself: the one that kills its process again comes with how
     that died. Processes of a ``pool`` that :func:`started_early` gave are used until one of them dies.
     What ``work`` raises is raised. Raises :class:`ConfigError` where the system gives no processes.
+
+    Who does not take all results closes the generator (``contextlib.closing``), which ends the processes.
     """
     left = deque(keys)
     while left:
