@@ -28,7 +28,7 @@ from benchmarks.evidence_settings import AGGREGATORS, asked  # noqa: E402
 from benchmarks.evidence_table import paired, summary  # noqa: E402
 from benchmarks.kept_results import tell  # noqa: E402
 
-DATA = "nodes"
+DATA = "nodes_last"
 BASELINE = "abmil"
 """The method of evidence.py that the others are compared with. It is ``agg_abmil_gated`` bit for bit."""
 NAMES = {

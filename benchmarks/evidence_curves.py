@@ -199,7 +199,7 @@ def learn_abmil(
     method: str, bags: Mapping[str, Sequence[DrawnBag]], seed: int, out: Path, *, quick: bool
 ) -> Reader:
     """Attention MIL over all patches, as evidence.py trains it. Nothing is written to ``out``."""
-    settings, data = settings_of(method), EvidenceData("nodes", seed, {}, out)
+    settings, data = settings_of(method), EvidenceData("nodes_last", seed, {}, out)
     epochs = QUICK_EPOCHS if quick else settings["epochs"]
     torch.manual_seed(seed)
     width = bags["train"][0].features().shape[1]
@@ -214,7 +214,7 @@ def learn_ips(
     method: str, bags: Mapping[str, Sequence[DrawnBag]], seed: int, out: Path, *, quick: bool
 ) -> Reader:
     """The project's selection and head, by its own training, as evidence.py has it."""
-    settings, data = settings_of(of_evidence(method)), EvidenceData("nodes", seed, {}, out, quick=quick)
+    settings, data = settings_of(of_evidence(method)), EvidenceData("nodes_last", seed, {}, out, quick=quick)
     training = {name: settings["training"][name] for name in TRAINING if name in settings["training"]}
     training |= {"epochs": QUICK_EPOCHS} if quick else {}
     base = data.finetune(head_start={"epochs": 40})

@@ -25,7 +25,16 @@ from wsi_ips.training.bags import SlideBag, tile_bag
 from wsi_ips.training.head_start import EncodedBag
 
 CPU = torch.device("cpu")
-DataName = Literal["nodes", "nodes_enlarged", "nodes_levels", "nodes_cross", "nodes_cross_levels", "textures"]
+DataName = Literal[
+    "nodes",
+    "nodes_cross",
+    "nodes_last",
+    "nodes_last_standardised",
+    "nodes_cross_last",
+    "nodes_enlarged",
+    "textures",
+    "textures_standardised",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +50,8 @@ class EvidenceData:
 
     @property
     def folder(self) -> Path:
-        """Its slides and features; all sets of lymph nodes have the same slides."""
-        kind = "textures" if self.name == "textures" else "nodes"
-        return self.work / f"{kind}{'_quick' if self.quick else ''}_{self.seed}"
+        """Its slides and features; all sets of one kind have the same slides."""
+        return self.work / f"{settings.kind(self.name)}{'_quick' if self.quick else ''}_{self.seed}"
 
     @property
     def drawn(self) -> dict[str, Any]:
@@ -52,10 +60,11 @@ class EvidenceData:
 
     @property
     def features(self) -> Path:
-        """Features of the frozen encoder; a crossed set has those of the one that is not crossed."""
-        if self.name in settings.LEVELS:
+        """Features of the frozen encoder."""
+        name = settings.FEATURES_OF.get(self.name, self.name)
+        if settings.ENCODERS.get(name) == settings.STAGES:
             return self.folder / "features_levels"
-        enlarged = settings.ENLARGED.get(self.name)
+        enlarged = settings.ENLARGED.get(name)
         return self.folder / (f"features_{enlarged['px']}" if enlarged else "features")
 
     @property
@@ -65,7 +74,7 @@ class EvidenceData:
 
     @property
     def tasks(self) -> tuple[TaskConfig, ...]:
-        told = settings.TEXTURE_TASKS if self.name == "textures" else settings.NODE_TASKS
+        told = settings.TEXTURE_TASKS if settings.kind(self.name) == "textures" else settings.NODE_TASKS
         return tuple(TaskConfig.model_validate(task) for task in told)
 
     @property
@@ -75,7 +84,7 @@ class EvidenceData:
 
     def finetune(self, **training: Any) -> FinetuneConfig:
         """The project's defaults on these slides; ``training`` over them."""
-        if self.name == "textures":
+        if settings.kind(self.name) == "textures":
             # 128 px at twice the slide's µm per pixel: 256 x 256 level-0 pixels.
             tiling: Any = {"patch_px": 128, "patch_mpp": 1.0, "min_tissue": 0.25}
         else:
@@ -94,7 +103,7 @@ class EvidenceData:
         """Make the slides that are not there yet."""
         out = self.folder / "data"
         outlines = self.sources["outlines"]
-        if self.name == "textures":
+        if settings.kind(self.name) == "textures":
             config = CompositeConfig.model_validate(self.drawn)
             make_composite(
                 out, config, textures=self.sources["textures"], outlines=outlines, processes=processes

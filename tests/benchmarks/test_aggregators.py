@@ -100,8 +100,8 @@ def found(auc: float, p_S: list[float], **more: Any) -> dict[str, Any]:
 
 
 def keep(folder: Path, name: str, seed: int, held: dict[str, Any]) -> None:
-    data_name = name if name in AGGREGATORS else f"nodes_{name}"
-    held = {"asked": asked("nodes", name, seed=seed, quick=False), "seed": seed, **held}
+    data_name = name if name in AGGREGATORS else f"nodes_last_{name}"
+    held = {"asked": asked("nodes_last", name, seed=seed, quick=False), "seed": seed, **held}
     (folder / f"{data_name}_seed{seed}.json").write_text(json.dumps(held))
 
 
