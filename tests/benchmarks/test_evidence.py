@@ -179,6 +179,7 @@ def test_every_step_runs_on_drawn_textures(tmp_path: Path) -> None:
         f"--textures={draw_textures(tmp_path / 'textures')}",
         f"--outlines={draw_outlines(tmp_path / 'outlines')}",
         f"--out={tmp_path / 'run'}",
+        *("--only", "textures", "textures_standardised_abmil", "textures_standardised_ips"),
     ]
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -187,6 +188,9 @@ def test_every_step_runs_on_drawn_textures(tmp_path: Path) -> None:
     for method in METHODS:
         assert 0 <= figures[f"textures_{method}_auc"] <= 1
         assert figures[f"textures_{method}_seeds"] == 1
+    features = [path.parent for path in (tmp_path / "run").rglob("features") if path.is_dir()]
+    assert len(features) == 1, "standardised features are the same ones"
+    assert figures["textures_standardised_ips_auc"] != figures["textures_ips_auc"]
     assert figures["textures_e2e_encoder_passes"] > figures["textures_ips_encoder_passes"]
     results = tmp_path / "run" / "results" / "textures_e2e_seed0.json"
     before = results.stat().st_mtime_ns
