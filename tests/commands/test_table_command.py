@@ -140,7 +140,7 @@ def test_a_row_on_features_keeps_what_stands_behind_its_encoder(tmp_path: Path, 
     on_pixels = asked_of(job, "frozen")
     storing, _ = storing_of(job, on_pixels)
     assert storing.encoder is not None
-    assert (storing.encoder.project, storing.encoder.standardise) == (None, False)
+    assert (storing.encoder.project, storing.encoder.standardise) == (None, None)
     on_features = asked_of(job, "frozen", features=tmp_path, width=16).model.encoder
     assert (on_features.features, on_features.project, on_features.standardise) == (16, 24, True)
 

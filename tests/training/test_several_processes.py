@@ -44,6 +44,7 @@ def config_of(**training: Any) -> FinetuneConfig:
     model: dict[str, Any] = dict(SMALL_MODEL["model"])
     # Each process draws its own numbers for random layers.
     model["attention"] = {**model["attention"], "dropout": 0.0, "attention_dropout": 0.0}
+    model["encoder"] = {**model["encoder"], "standardise": True}  # each process takes the scales for itself
     return FinetuneConfig.model_validate({**SMALL_MODEL, "model": model, "training": training})
 
 

@@ -4,18 +4,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 from tests.conftest import SMALL_MODEL
 from tests.training.memory_bags import MemoryBag
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.models.build import build_net
-from wsi_ips.models.checkpoint import load_checkpoint
+from wsi_ips.models.checkpoint import load_checkpoint, save_checkpoint
 from wsi_ips.models.encoders.projectors import StandardisedProjector
 from wsi_ips.models.ips_net import BagNet
 from wsi_ips.training.fit import train_bags
 from wsi_ips.training.run_state import BEST_NAME, HEAD_START
-from wsi_ips.training.standardise import MOST_BAGS, MOST_PATCHES, standardise
+from wsi_ips.training.standardise import MOST_BAGS, MOST_PATCHES, standardise, standardising
 
 CPU = torch.device("cpu")
 WIDTH, PATCHES = 8, 30
@@ -26,7 +28,7 @@ OFFSET = 20.0
 Json = dict[str, Any]
 
 
-def on_features(*, standardise: bool = True, **more: Any) -> FinetuneConfig:
+def on_features(*, standardise: bool | None = True, **more: Any) -> FinetuneConfig:
     encoder = {"name": "features", "features": WIDTH, "project": 16, "standardise": standardise}
     return FinetuneConfig.model_validate(
         {
@@ -182,8 +184,72 @@ def test_a_scorer_brings_its_own_scales(tmp_path: Path) -> None:
 
 
 def test_settings_without_it_are_stored_as_before() -> None:
-    assert "standardise" not in on_features(standardise=False).model_dump(mode="json")["model"]["encoder"]
-    assert on_features().model_dump(mode="json")["model"]["encoder"]["standardise"]
+    assert "standardise" not in on_features(standardise=None).model_dump(mode="json")["model"]["encoder"]
+    for given in (False, True):
+        stored = on_features(standardise=given).model_dump(mode="json")["model"]["encoder"]
+        assert stored["standardise"] is given
+    assert not isinstance(build_net(on_features(standardise=None).model).projector, StandardisedProjector)
+
+
+STAGES: Json = {"name": "resnet10t", "stage": 2, "pooling": "levels_std", "project": 16}
+PAPER: Json = {"attention": {"block": "paper", "heads": 2, "key_dim": 4, "value_dim": 4, "inner_dim": 8}}
+STORED: Json = {"name": "features", "features": WIDTH, "project": 16}
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "decided"),
+    [
+        ({"encoder": STAGES}, {}, True),
+        ({"encoder": {**STAGES, "pooling": "levels"}}, {}, True),
+        ({"encoder": STAGES, "aggregator": {"name": "abmil"}}, {}, True),
+        ({"encoder": {**STAGES, "pooling": "model"}}, {}, False),
+        ({"encoder": {**STAGES, "weights": "none"}}, {}, False),
+        ({"encoder": STAGES, **PAPER}, {}, False),
+        ({"encoder": STAGES}, {"selection": {"selector": "attention_sampling"}}, False),
+        ({"encoder": {**STAGES, "standardise": False}}, {}, False),
+        ({"encoder": STORED}, {}, False),
+        ({"encoder": {**STORED, "standardise": True}, **PAPER}, {}, True),
+    ],
+)
+def test_it_is_decided_where_the_user_says_nothing(model: Json, more: Json, decided: bool) -> None:
+    """Scales differ much where several stages are pooled; the published networks stay as they were published."""
+    config = standardising(FinetuneConfig.model_validate({"model": model, **more}))
+    assert config.model.encoder.standardise is decided
+
+
+def test_a_training_writes_down_what_was_decided(tmp_path: Path) -> None:
+    """And its head start, which sees features alone, does the same."""
+    weights = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("test_convnext").state_dict(), weights)
+    encoder = {"name": "test_convnext", "weights": str(weights), "stage": 1, "pooling": "levels_std"}
+    values = on_pixels().model_dump(mode="json")
+    config = FinetuneConfig.model_validate({**values, "model": {**values["model"], "encoder": encoder}})
+    bags = [pixels_bag(number) for number in range(8)]
+    report = train_bags(bags[4:], bags[:4], config, tmp_path / "run", device=CPU)
+    for path in (report.checkpoint, tmp_path / "run" / HEAD_START / BEST_NAME):
+        net, held = load_checkpoint(path)
+        assert held.model.encoder.standardise is True
+        assert float(scales(net).mean.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_training_goes_on_as_the_checkpoint_that_it_begins_from(tmp_path: Path, before: bool) -> None:
+    """Also from a checkpoint of an earlier version, which says nothing."""
+    bags = [features_bag(number) for number in range(8)]
+    config = on_features(standardise=before)
+    first = train_bags(bags[2:], bags[:2], config, tmp_path / "first", device=CPU).checkpoint
+    if not before:
+        net, held = load_checkpoint(first)
+        encoder = held.model.encoder.model_copy(update={"standardise": None})
+        held = held.model_copy(update={"model": held.model.model_copy(update={"encoder": encoder})})
+        save_checkpoint(first := tmp_path / "earlier.safetensors", net, held)
+    training = {"epochs": 1, "lr": 3e-3, "start": first}
+    report = train_bags(
+        bags[2:], bags[:2], on_features(standardise=None, training=training), tmp_path / "second", device=CPU
+    )
+    net, held = load_checkpoint(report.checkpoint)
+    assert held.model.encoder.standardise is before
+    assert isinstance(net.projector, StandardisedProjector) is before
 
 
 def test_a_feature_that_never_varies_is_only_shifted() -> None:

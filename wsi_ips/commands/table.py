@@ -191,7 +191,7 @@ def storing_of(job: TableJob, asked: FinetuneJob) -> tuple[FeaturesJob, str]:
 
     encoder = EncoderConfig.model_validate(
         {**asked.model.encoder.model_dump(mode="json", exclude_unset=True), "lora": None, "trainable": True,
-         "project": None, "standardise": False, "drop_path": 0.0}
+         "project": None, "standardise": None, "drop_path": 0.0}
     )  # fmt: skip
     tiling = fitting_tiling(asked.tiling, encoder)
     content = json.dumps([encoder.model_dump(mode="json"), tiling.model_dump(mode="json")], sort_keys=True)

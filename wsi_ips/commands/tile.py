@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from wsi_ips.inference.in_hand import SlidesInHand
     from wsi_ips.tiling.patches import SlideToTile, TiledSlide, TilingFolder
 
-    _Results = Generator[tuple[SlideToTile, TiledSlide], None, None]
+    _EachTiled = Generator[tuple[SlideToTile, TiledSlide], None, None]
 
 
 class TileJob(Resolution, Job):
@@ -214,7 +214,7 @@ def _results(
     *,
     pool: "ProcessPoolExecutor | None",
     job: TileJob,
-) -> "_Results":
+) -> "_EachTiled":
     """Each slide with what became of it. To be closed: it holds processes, or a connection to a cluster."""
     if job.scheduler is not None:
         yield from _tiled_on(job.scheduler, folder, slides, in_hand)
@@ -231,7 +231,7 @@ def _tiled(
     *,
     workers: int,
     pool: "ProcessPoolExecutor | None",
-) -> "_Results":
+) -> "_EachTiled":
     """Each slide with what became of it, in the order in which they are done."""
     from wsi_ips.inference.in_hand import Died
     from wsi_ips.inference.shared_out import shared_out
@@ -254,7 +254,7 @@ def _tiled(
 
 def _tiled_on(
     scheduler: str, folder: "TilingFolder", slides: Sequence["SlideToTile"], in_hand: "SlidesInHand"
-) -> "_Results":
+) -> "_EachTiled":
     """The same by the workers of a dask scheduler; suspects come last, each when nobody else is at work."""
     from wsi_ips.inference.cluster import shared_on_cluster
     from wsi_ips.tiling.patches import TiledSlide
@@ -292,7 +292,7 @@ class TilingTask:
 
 def _tiled_alone(
     folder: "TilingFolder", slides: Sequence["SlideToTile"], in_hand: "SlidesInHand"
-) -> "_Results":
+) -> "_EachTiled":
     """The same, each in a process of its own."""
     from wsi_ips.tiling.patches import tile_one
 

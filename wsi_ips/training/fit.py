@@ -53,7 +53,7 @@ from wsi_ips.training.processes import (
 )
 from wsi_ips.training.run_state import BEST_NAME, HEAD_START, STATE_NAME, FinetuneReport, RunRecorder
 from wsi_ips.training.sampling import order_of_epoch
-from wsi_ips.training.standardise import standardise
+from wsi_ips.training.standardise import standardise, standardising
 from wsi_ips.training.survival import check_survival, store_baseline, with_time_bins
 from wsi_ips.units import Mpp
 
@@ -263,7 +263,7 @@ def train_bags(
             "selection.coarse.recall is measured on the validation split, which is empty: set coarse.share instead"
         )
     config = with_time_bins(config, [bag.targets for bag in train])
-    config = config.model_copy(update={"model": complete_model(config.model)})
+    config = standardising(config.model_copy(update={"model": complete_model(config.model)}))
     with calculating(deterministic=config.training.deterministic):
         if config.training.restarts > 1 and not config.head_start_epochs:
             return best_start(

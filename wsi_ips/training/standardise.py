@@ -1,4 +1,5 @@
-"""The scales of features, before a network learns: :func:`standardise` (``model.encoder.standardise``).
+"""The scales of features, before a network learns (``model.encoder.standardise``): :func:`standardise` takes them,
+and :func:`standardising` says whether, where a configuration leaves it open.
 
 A few patches of many training slides say what each feature is on average and how much it varies. The network
 keeps both (:class:`wsi_ips.models.encoders.projectors.StandardisedProjector`).
@@ -12,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsi_ips.config import StreamingConfig
+from wsi_ips.config import FinetuneConfig, StreamingConfig
 from wsi_ips.errors import NotFinite, WsiIpsError
+from wsi_ips.models.checkpoint_head import checkpoint_config
 from wsi_ips.models.encoders.projectors import StandardisedProjector
 from wsi_ips.models.ips_net import BagNet, scoring
 from wsi_ips.training.bags import Bag
@@ -22,6 +24,22 @@ MOST_BAGS = 64
 """Bags that are looked into."""
 MOST_PATCHES = 64
 """Patches of a bag that are encoded."""
+
+
+def standardising(config: FinetuneConfig) -> FinetuneConfig:
+    """The configuration with ``model.encoder.standardise`` decided where it is left open.
+
+    Raises:
+        CheckpointError: The checkpoint ``training.start`` cannot be read.
+    """
+    encoder, start = config.model.encoder, config.training.start
+    if encoder.standardise is not None:
+        return config
+    decided = (
+        config.standardises if start is None else bool(checkpoint_config(start).model.encoder.standardise)
+    )
+    encoder = encoder.model_copy(update={"standardise": decided})
+    return config.model_copy(update={"model": config.model.model_copy(update={"encoder": encoder})})
 
 
 @torch.no_grad()
