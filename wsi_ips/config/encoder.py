@@ -219,6 +219,11 @@ class EncoderConfig(Section):
     means). False: leave them in 0..1, for an encoder that learns from scratch.
     """
 
+    @property
+    def pools_stages(self) -> bool:
+        """Whether several stages are pooled, side by side."""
+        return self.pooling in ("levels", "levels_std")
+
     def on_features(self, width: int) -> "EncoderConfig":
         """The encoder that takes this one's place where its features, ``width`` wide, are stored."""
         return EncoderConfig(

@@ -243,9 +243,8 @@ class FinetuneConfig(PipelineConfig):
         encoder = self.model.encoder
         if encoder.standardise is not None:
             return encoder.standardise
-        several_stages = encoder.pooling in ("levels", "levels_std") and encoder.weights != "none"
         published = self.model.attention.block == "paper" or self.selection.selector == "attention_sampling"
-        return several_stages and not published
+        return encoder.pools_stages and encoder.weights != "none" and not published
 
     @property
     def encoder_lr(self) -> float:

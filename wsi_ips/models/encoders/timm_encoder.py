@@ -277,7 +277,7 @@ def _pixel_statistics(
 
 def _stages(whole: nn.Module, config: EncoderConfig, entry: EncoderEntry | None) -> list[int]:
     """The feature stages that are pooled; none if the model pools by itself."""
-    levels = config.pooling in ("levels", "levels_std")
+    levels = config.pools_stages
     if config.stage is None and not levels:
         own = getattr(entry.architecture, "stage", None) if entry and config.pooling == "model" else None
         return [] if own is None else [own]
