@@ -1,5 +1,6 @@
 """Features of unequal scales (``model.encoder.standardise``)."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,8 @@ STORED: Json = {"name": "features", "features": WIDTH, "project": 16}
 def test_it_is_decided_where_the_user_says_nothing(model: Json, more: Json, decided: bool) -> None:
     """Scales differ much where several stages are pooled; the published networks stay as they were published."""
     config = standardising(FinetuneConfig.model_validate({"model": model, **more}))
-    assert config.model.encoder.standardise is decided
+    given = model["encoder"].get("standardise")
+    assert config.model.encoder.standardise is (decided or given)
 
 
 def test_a_training_writes_down_what_was_decided(tmp_path: Path) -> None:
@@ -230,6 +232,15 @@ def test_a_training_writes_down_what_was_decided(tmp_path: Path) -> None:
         net, held = load_checkpoint(path)
         assert held.model.encoder.standardise is True
         assert float(scales(net).mean.abs().sum()) > 0
+
+
+def test_a_run_that_an_earlier_version_began_is_continued(tmp_path: Path) -> None:
+    """Its settings say nothing of scales, and neither do today's where features stay as they are."""
+    bags, run = [features_bag(number) for number in range(8)], tmp_path / "run"
+    first = train_bags(bags[2:], bags[:2], on_features(standardise=None), run, device=CPU)
+    assert "standardise" not in json.loads((run / "run.json").read_text())["config"]["model"]["encoder"]
+    again = train_bags(bags[2:], bags[:2], on_features(standardise=None), run, device=CPU)
+    assert again.history == first.history
 
 
 @pytest.mark.parametrize("before", [False, True])
@@ -248,7 +259,7 @@ def test_a_training_goes_on_as_the_checkpoint_that_it_begins_from(tmp_path: Path
         bags[2:], bags[:2], on_features(standardise=None, training=training), tmp_path / "second", device=CPU
     )
     net, held = load_checkpoint(report.checkpoint)
-    assert held.model.encoder.standardise is before
+    assert bool(held.model.encoder.standardise) is before
     assert isinstance(net.projector, StandardisedProjector) is before
 
 

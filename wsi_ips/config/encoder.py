@@ -196,7 +196,7 @@ class EncoderConfig(Section):
     """Bring every feature to mean 0 and standard deviation 1 before the projector. Both are taken from patches of
     the training slides before the first epoch (:mod:`wsi_ips.training.standardise`) and kept in the checkpoint.
     None: training does so where several stages are pooled (``levels``, ``levels_std``), since their scales differ
-    much, and writes down what it did; not with weights ``none``, ``model.attention: paper`` or attention sampling.
+    much, and writes down that it did; not with weights ``none``, ``model.attention: paper`` or attention sampling.
     With ``training.start`` it does as that checkpoint does. A stored network without this setting does not.
     """
     batch_norm: Literal["frozen", "batch"] = "frozen"

@@ -238,15 +238,6 @@ class FinetuneConfig(PipelineConfig):
         return HEAD_START_EPOCHS if begins and self.model.attention.block == "direct" else 0
 
     @property
-    def standardises(self) -> bool:
-        """Whether a training that does not begin from a checkpoint standardises features."""
-        encoder = self.model.encoder
-        if encoder.standardise is not None:
-            return encoder.standardise
-        published = self.model.attention.block == "paper" or self.selection.selector == "attention_sampling"
-        return encoder.pools_stages and encoder.weights != "none" and not published
-
-    @property
     def encoder_lr(self) -> float:
         """Peak learning rate of the encoder, as ``training.encoder_lr`` says where it is given."""
         training = self.training

@@ -63,7 +63,7 @@ def shared_on_cluster(
     A slide that kills its workers, and one whose name cannot be sent to a worker, comes with its error. For the
     arguments and errors see :func:`desk_of`.
 
-    Who does not take all results closes the generator (``contextlib.closing``). Left to the garbage collector, the
+    A caller that may stop early closes the generator (``contextlib.closing``). Left to the garbage collector, the
     connection may be closed in a thread of dask, which then waits for itself forever.
     """
     sent: list[Job] = []

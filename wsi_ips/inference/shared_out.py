@@ -51,7 +51,7 @@ def shared_out(
     that died. Processes of a ``pool`` that :func:`started_early` gave are used until one of them dies.
     What ``work`` raises is raised. Raises :class:`ConfigError` where the system gives no processes.
 
-    Who does not take all results closes the generator (``contextlib.closing``), which ends the processes.
+    A caller that may stop early closes the generator (``contextlib.closing``), which ends the processes.
     """
     left = deque(keys)
     while left:

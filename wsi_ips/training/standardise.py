@@ -27,7 +27,10 @@ MOST_PATCHES = 64
 
 
 def standardising(config: FinetuneConfig) -> FinetuneConfig:
-    """The configuration with ``model.encoder.standardise`` decided where it is left open.
+    """The configuration, with ``model.encoder.standardise`` true where it is left open and several stages are
+    pooled, or where the checkpoint that training begins from standardises.
+
+    Otherwise it stays as it is, so that runs that an earlier version began are continued.
 
     Raises:
         CheckpointError: The checkpoint ``training.start`` cannot be read.
@@ -35,10 +38,16 @@ def standardising(config: FinetuneConfig) -> FinetuneConfig:
     encoder, start = config.model.encoder, config.training.start
     if encoder.standardise is not None:
         return config
-    decided = (
-        config.standardises if start is None else bool(checkpoint_config(start).model.encoder.standardise)
-    )
-    encoder = encoder.model_copy(update={"standardise": decided})
+    if start is not None:
+        wanted = bool(checkpoint_config(start).model.encoder.standardise)
+    else:
+        published = (
+            config.model.attention.block == "paper" or config.selection.selector == "attention_sampling"
+        )
+        wanted = encoder.pools_stages and encoder.weights != "none" and not published
+    if not wanted:
+        return config
+    encoder = encoder.model_copy(update={"standardise": True})
     return config.model_copy(update={"model": config.model.model_copy(update={"encoder": encoder})})
 
 
