@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence_settings import QUICK_EPOCHS, selection, settings_of
+from benchmarks.evidence_settings import ENCODERS, QUICK_EPOCHS, selection, settings_of
 from benchmarks.evidence_table import LEARNED
 
 METHODS = {
@@ -17,8 +17,14 @@ METHODS = {
     "ips": "IPS",
     "ips_turns": "IPS, learned from four turns",
     "abmil": "attention MIL",
+    "ips_paper_last": "IPS as in the paper",
+    "ips_last": "IPS",
+    "abmil_last": "attention MIL",
 }
-"""ips_turns is ips on bags that show every patch in another turn each time, as the head start of finetune does."""
+"""{method: its title}. ips_turns is ips on bags that show every patch in another turn each time, as the head start
+of finetune does. Those that end in _last read the encoder's last layer (:func:`data_of`)."""
+ENCODED = {"nodes": "Four stages of the encoder, standardised", "nodes_last": "The encoder's last layer"}
+"""{data set of evidence.py, whose encoder reads the patches: title of its tables}"""
 COUNTS = {"patches": 300, "val": 12, "test": 192}
 """Validation slides are only watched: every method keeps its last epoch."""
 QUICK_COUNTS = {"patches": 60, "train": 8, "val": 4, "test": 16}
@@ -42,12 +48,25 @@ def asked(method: str, *, quick: bool) -> dict[str, Any]:
     """All that decides a point's result, but for its seed, share and slides."""
     settings = {"counts": QUICK_COUNTS if quick else COUNTS, method: settings_of(of_evidence(method))}
     settings |= {"epochs": QUICK_EPOCHS} if quick else {}
-    return settings if method == "abmil" else {**settings, "selection": selection("nodes", quick=quick)}
+    settings |= {"encoder": ENCODERS[data_of(method)]} if data_of(method) in ENCODERS else {}
+    if of_evidence(method) == "abmil":
+        return settings
+    return {**settings, "selection": selection("nodes", quick=quick)}
 
 
 def of_evidence(method: str) -> str:
     """The method of evidence.py whose settings it has."""
-    return method.removesuffix("_turns")
+    return method.removesuffix("_turns").removesuffix("_last")
+
+
+def data_of(method: str) -> str:
+    """The data set of evidence.py whose encoder reads the patches."""
+    return "nodes_last" if method.endswith("_last") else "nodes"
+
+
+def methods_of(found: Found, data: str) -> list[str]:
+    """The methods on a data set's encoder of which something was found."""
+    return [method for method in METHODS if method in found and data_of(method) == data]
 
 
 def read_curves(folder: Path, *, quick: bool) -> Found:
@@ -107,10 +126,15 @@ def _as_run(point: Mapping[str, Any], view: str) -> dict[str, Any]:
 
 
 def markdown(found: Found) -> str:
-    """A table for each curve, and one of views at prediction."""
+    """Under a title for each encoder: a table for each curve, and one of views at prediction."""
+    tables = {title: _tables(found, methods_of(found, data)) for data, title in ENCODED.items()}
+    return "\n\n".join(f"**{title}**\n\n{text}" for title, text in tables.items() if text)
+
+
+def _tables(found: Found, methods: Sequence[str]) -> str:
     titles = {"share": "lesion, share of the patches", "slides": "training slides"}
-    parts, methods = [], [method for method in METHODS if method in found]
-    for curve, points in POINTS.items():
+    parts = []
+    for curve, points in POINTS.items() if methods else ():
         lines = [
             f"| {titles[curve]} | " + " | ".join(METHODS[method] for method in methods) + " |",
             "|---" * (1 + len(methods)) + "|",
@@ -121,7 +145,7 @@ def markdown(found: Found) -> str:
                 first = f"{point[0]:.2g} %" if curve == "share" else f"{point[1]}"
                 lines.append("| " + " | ".join([first, *cells]) + " |")
         parts.append("\n".join(lines))
-    parts.append(_views_table(found))
+    parts.append(_views_table(found, methods))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -133,10 +157,10 @@ def _cell(aucs: Sequence[float]) -> str:
     return f"{statistics.fmean(aucs):.3f} (worst {min(aucs):.3f}, {learned} of {len(aucs)})"
 
 
-def _views_table(found: Found) -> str:
+def _views_table(found: Found, methods: Sequence[str]) -> str:
     gains = gains_of_views(found)
     lines = ["| four turns at prediction | AUC gained (95 %) | trainings |", "|---|---|---|"]
-    for method, title in METHODS.items():
+    for method, title in [(method, METHODS[method]) for method in methods]:
         for name, how in VIEWS.items():
             key = f"views_{method}_{name}"
             if f"{key}_gain" in gains:
@@ -148,31 +172,34 @@ def _views_table(found: Found) -> str:
 
 
 def draw(found: Found, path: Path) -> None:
-    """Draw both curves: means as lines, seeds as dots."""
+    """Draw both curves: means as lines, dashed ones on the encoder's last layer; seeds as dots."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     from wsi_ips.evaluation.plots import COLOURS, DPI, GREY
     from wsi_ips.storage.files import whole_file
 
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     words = {
         "share": f"lesion, % of a positive slide's patches ({MIDDLE_SLIDES} training slides)",
         "slides": f"training slides (lesion {MIDDLE_SHARE:g} %)",
     }
+    titles = list(dict.fromkeys(METHODS.values()))
     for place, (curve, points) in enumerate(POINTS.items()):
         axes = figure.add_subplot(1, 2, place + 1)
-        for colour, marker, (method, title) in zip(COLOURS, "so^d", METHODS.items(), strict=False):
-            seen = {
-                point[place]: [run["auc"] for run in at(found, method, point).values()] for point in points
-            }
-            seen = {x: aucs for x, aucs in sorted(seen.items()) if aucs}
+        for method, title in METHODS.items():
+            runs = {point[place]: at(found, method, point).values() for point in points}
+            seen = {x: [run["auc"] for run in of_x] for x, of_x in sorted(runs.items()) if of_x}
             if not seen:
                 continue
-            axes.plot(list(seen), [statistics.fmean(a) for a in seen.values()], color=colour, label=title)
+            colour, last = COLOURS[titles.index(title)], data_of(method) == "nodes_last"
+            label = f"{title}, last layer" if last else title
+            means = [statistics.fmean(aucs) for aucs in seen.values()]
+            axes.plot(list(seen), means, "--" if last else "-", color=colour, label=label)
             for x, aucs in seen.items():
-                axes.plot([x] * len(aucs), aucs, marker, color=colour, markersize=4, alpha=0.6)
+                marker = "so^d"[titles.index(title)]
+                axes.plot([x] * len(aucs), aucs, marker, color=colour, markersize=2 if last else 4, alpha=0.6)
         axes.axhline(0.5, color=GREY, linestyle=":", linewidth=1)
         axes.set_xscale("log")
         ticks = sorted(point[place] for point in points)
@@ -185,7 +212,7 @@ def draw(found: Found, path: Path) -> None:
         axes.set_ylabel("slide AUC, 192 test slides")
         axes.set_ylim(0.35, 1.02)
         axes.spines[["top", "right"]].set_visible(False)
-    lines, titles = figure.axes[0].get_legend_handles_labels()
-    figure.legend(lines, titles, frameon=False, loc="outside upper center", ncols=len(titles))
+    lines, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(lines, labels, frameon=False, loc="outside upper center", ncols=3)
     with whole_file(path) as partial:
         figure.savefig(partial, format="png", dpi=DPI)

@@ -5,14 +5,15 @@
 
 Slides are bags of 300 frozen features of real lymph-node patches (benchmarks/node_bags.py), with exactly so many
 patches with metastasis on every positive slide. Networks, rates and epochs are those of the methods ips_paper, ips
-and abmil of benchmarks/evidence.py: one start, the last epoch. Each point is kept as soon as it is finished, in
-curve_<method>_seed<N>.json, with its commit, machine and CPU seconds: of the shared folder in benchmarks/results,
-which are committed; of other folders, and with --quick, below --out. Nothing is run twice. --table prints
-Markdown, --plot draws the curves, both without running anything.
+and abmil of benchmarks/evidence.py, and so is what reads the patches: four stages of the encoder, or its last
+layer for the methods whose names end in _last. One start, the last epoch. Each point is kept as soon as it is
+finished, in curve_<method>_seed<N>.json, with its commit, machine and CPU seconds: of the shared folder in
+benchmarks/results, which are committed; of other folders, and with --quick, below --out. Nothing is run twice.
+--table prints Markdown, --plot draws the curves, both without running anything.
 
 The method ips_turns is ips on slides that show every patch in another turn each time, as the head start of
-finetune does. For all but ips_paper each point also says what it brings to average over four turns of every patch
-at prediction: their features, or what the network says of the slide in each turn.
+finetune does. For all but the paper's head each point also says what it brings to average over four turns of every
+patch at prediction: their features, or what the network says of the slide in each turn.
 
 Shape suffixes: S slides.
 """
@@ -44,10 +45,18 @@ from benchmarks.curve_table import (  # noqa: E402
     POINTS,
     QUICK_COUNTS,
     asked,
+    data_of,
     of_evidence,
 )
 from benchmarks.evidence_data import CPU, EvidenceData  # noqa: E402
-from benchmarks.evidence_settings import ENCODER, FROZEN_MODELS, QUICK_EPOCHS, SHARED, settings_of  # noqa: E402
+from benchmarks.evidence_settings import (  # noqa: E402
+    FROZEN_MODELS,
+    QUICK_EPOCHS,
+    SHARED,
+    encoder,
+    frozen_model,
+    settings_of,
+)
 from benchmarks.evidence_steps import TRAINING, frozen_config  # noqa: E402
 from benchmarks.frozen_bags import FrozenNet, Learning, train  # noqa: E402
 from benchmarks.kept_results import COMMITTED, origin, read_result, tell  # noqa: E402
@@ -114,8 +123,7 @@ def run_missing(arguments: argparse.Namespace, results: Path) -> None:
     point that both curves have."""
     middle = (MIDDLE_SHARE, MIDDLE_SLIDES)
     wanted = list(dict.fromkeys([middle, *(point for curve in arguments.only for point in POINTS[curve])]))
-    folder = arguments.out / f"patches_{evidence.digest(arguments.nodes)}"
-    held: EncodedPatches | None = None
+    held: dict[str, EncodedPatches] = {}
     program = origin()  # the one that was loaded, whatever is changed meanwhile
     for share, slides in wanted[:1] if arguments.quick else wanted:
         for seed, method in itertools.product(arguments.seeds, arguments.methods):
@@ -123,12 +131,19 @@ def run_missing(arguments: argparse.Namespace, results: Path) -> None:
             curve = stored_curve(path, method, seed, quick=arguments.quick)
             if name_of(share, slides) in curve["points"] and not arguments.again:
                 continue
-            if held is None:
-                held = encode_patches(arguments.nodes, folder, ENCODER, side_px=SIDE_PX)
+            data = data_of(method)
+            if data not in held:
+                held[data] = encoded(arguments, data)
             print(f"{method}, seed {seed}: {share:g} %, {slides} slides …", file=sys.stderr, flush=True)
-            point = run_point(held, method, seed, share, slides, arguments)
+            point = run_point(held[data], method, seed, share, slides, arguments)
             curve["points"][name_of(share, slides)] = {**program, **point}
             keep(path, curve)
+
+
+def encoded(arguments: argparse.Namespace, data: str) -> EncodedPatches:
+    """The patches, as the encoder of a data set reads them. Their features are kept below --out."""
+    folder = arguments.out / f"patches_{evidence.digest(arguments.nodes)}_{data}"
+    return encode_patches(arguments.nodes, folder, encoder(data), side_px=SIDE_PX)
 
 
 def name_of(share: float, slides: int) -> str:
@@ -162,12 +177,12 @@ def run_point(
     started = time.process_time()
     out = arguments.out / "training" / f"{method}_{seed}_{share:g}_{slides}"
     shutil.rmtree(out, ignore_errors=True)  # of a call that was killed
-    learn = learn_abmil if method == "abmil" else learn_ips
+    learn = learn_abmil if of_evidence(method) == "abmil" else learn_ips
     reader = learn(method, bags, seed, out, quick=arguments.quick)
     learned = time.process_time() - started
     test, target_S = bags["test"], np.array([bag.targets["label"] for bag in bags["test"]])
     said = {"one": read_all(reader, test, [(0,)])}
-    if method != "ips_paper":
+    if of_evidence(method) != "ips_paper":
         turns = range(TURNS)
         said["features"] = read_all(reader, test, [tuple(turns)])
         others = read_all(reader, test, [(turn,) for turn in turns if turn])
@@ -199,11 +214,13 @@ def learn_abmil(
     method: str, bags: Mapping[str, Sequence[DrawnBag]], seed: int, out: Path, *, quick: bool
 ) -> Reader:
     """Attention MIL over all patches, as evidence.py trains it. Nothing is written to ``out``."""
-    settings, data = settings_of(method), EvidenceData("nodes_last", seed, {}, out)
+    name = of_evidence(method)
+    settings, data = settings_of(name), EvidenceData(data_of(method), seed, {}, out)
     epochs = QUICK_EPOCHS if quick else settings["epochs"]
     torch.manual_seed(seed)
     width = bags["train"][0].features().shape[1]
-    frozen = FrozenNet(FROZEN_MODELS[method], width=width, task=data.tasks[0])
+    model = frozen_model(data.name, FROZEN_MODELS[name])
+    frozen = FrozenNet(model, width=width, task=data.tasks[0])
     learning = Learning(epochs, settings["lr"], settings["weight_decay"])
     held = {split: [bag.as_features() for bag in bags[split]] for split in ("train", "val")}
     train(frozen, held["train"], held["val"], learning, seed=seed)
@@ -214,7 +231,10 @@ def learn_ips(
     method: str, bags: Mapping[str, Sequence[DrawnBag]], seed: int, out: Path, *, quick: bool
 ) -> Reader:
     """The project's selection and head, by its own training, as evidence.py has it."""
-    settings, data = settings_of(of_evidence(method)), EvidenceData("nodes_last", seed, {}, out, quick=quick)
+    settings, data = (
+        settings_of(of_evidence(method)),
+        EvidenceData(data_of(method), seed, {}, out, quick=quick),
+    )
     training = {name: settings["training"][name] for name in TRAINING if name in settings["training"]}
     training |= {"epochs": QUICK_EPOCHS} if quick else {}
     base = data.finetune(head_start={"epochs": 40})

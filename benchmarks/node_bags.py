@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -143,7 +144,7 @@ class _Source:
         raise NotImplementedError("drawn bags have no places")
 
 
-def encode_patches(folder: Path, out: Path, encoder: Mapping[str, str], *, side_px: int) -> EncodedPatches:
+def encode_patches(folder: Path, out: Path, encoder: Mapping[str, Any], *, side_px: int) -> EncodedPatches:
     """Encode every patch of a folder in each turn, and keep the features in ``out``, a float16 file for each turn.
 
     Files that are there are used: ``out`` belongs to this folder and this encoder.
@@ -164,7 +165,7 @@ def _encode(
     patches: Sequence[NodePatch],
     turn: int,
     path: Path,
-    encoder: Mapping[str, str],
+    encoder: Mapping[str, Any],
     *,
     side_px: int,
 ) -> None:

@@ -150,6 +150,7 @@ def test_figures_are_over_seeds_and_views_are_paired(tmp_path: Path) -> None:
     keep(tmp_path, "ips", 0, point(0.5, **views), point(0.9, share=10.0), point(0.8, slides=36))
     keep(tmp_path, "ips", 1, point(0.5, **views), point(0.7, share=10.0))
     keep(tmp_path, "abmil", 0, point(0.6))
+    keep(tmp_path, "abmil_last", 0, point(0.4))
     found = read_curves(tmp_path, quick=False)
     figures = figures_of(found)
     assert (figures["curve_ips_10_144_auc"], figures["curve_ips_10_144_worst"]) == (pytest.approx(0.8), 0.7)
@@ -165,6 +166,9 @@ def test_figures_are_over_seeds_and_views_are_paired(tmp_path: Path) -> None:
     table = markdown(found)
     assert "| 10 % | 0.800 (worst 0.700, 1 of 2) |  |" in table
     assert "| 144 | 0.500 (worst 0.500, 0 of 2) | 0.600 (worst 0.600, 0 of 1) |" in table
+    stages, _, last = table.partition("**The encoder's last layer**")
+    assert "| 144 | 0.400 (worst 0.400, 0 of 1) |" in last
+    assert "0.400" not in stages
     assert "| IPS, features averaged | +0.500 (+0.500 to +0.500) | 2 |" in table
 
 
@@ -221,7 +225,7 @@ def test_every_method_runs_once_and_is_drawn(
         (kept,) = json.loads(path.read_text())["points"].values()
         assert kept["tumor"] == 3  # of 60
         assert set(kept["p_tumor"]) == (
-            {"one"} if method == "ips_paper" else {"one", "features", "probabilities"}
+            {"one"} if method.startswith("ips_paper") else {"one", "features", "probabilities"}
         )
         assert {len(p_S) for p_S in kept["p_tumor"].values()} == {len(kept["target"])}
     assert not list((tmp_path / "run" / "training").iterdir())
