@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence_settings import ENCODERS, QUICK_EPOCHS, selection, settings_of
+from benchmarks.evidence_settings import QUICK_EPOCHS, own_encoder, selection, settings_of
 from benchmarks.evidence_table import LEARNED
 
 METHODS = {
@@ -48,7 +48,7 @@ def asked(method: str, *, quick: bool) -> dict[str, Any]:
     """All that decides a point's result, but for its seed, share and slides."""
     settings = {"counts": QUICK_COUNTS if quick else COUNTS, method: settings_of(of_evidence(method))}
     settings |= {"epochs": QUICK_EPOCHS} if quick else {}
-    settings |= {"encoder": ENCODERS[data_of(method)]} if data_of(method) in ENCODERS else {}
+    settings |= own_encoder(data_of(method))
     if of_evidence(method) == "abmil":
         return settings
     return {**settings, "selection": selection("nodes", quick=quick)}

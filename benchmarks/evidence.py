@@ -22,12 +22,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, Python looks beside it, not in the repository's root
 
-from benchmarks.evidence_settings import BEGINS_FROM, FOLDERS, METHODS, SHARED, asked  # noqa: E402
+from benchmarks.evidence_settings import BEGINS_FROM, DATA_SETS, METHODS, SHARED, asked, sources  # noqa: E402
 from benchmarks.evidence_table import figures_of, markdown, read_results  # noqa: E402
 from benchmarks.kept_results import COMMITTED, origin, read_result, tell  # noqa: E402
 from benchmarks.steps import with_root  # noqa: E402
 
-STEPS = [f"{data}_{method}" for data in FOLDERS for method in ("features", *METHODS)]
+STEPS = [f"{data}_{method}" for data in DATA_SETS for method in ("features", *METHODS)]
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--table", action="store_true", help="print the table of what was run")
     arguments = parser.parse_args()
-    known = {*STEPS, *FOLDERS, *METHODS, "features"}
+    known = {*STEPS, *DATA_SETS, *METHODS, "features"}
     for name in set(arguments.only) - known:
         parser.error(f"no step {name!r}; known: {', '.join(sorted(known))}")
     for name in ("nodes", "textures"):
@@ -73,7 +73,7 @@ def parsed() -> argparse.Namespace:
 
 def wanted(arguments: argparse.Namespace) -> list[tuple[str, str]]:
     """The steps asked for, (data set, method), in the order in which they need each other."""
-    there = [data for data, needs in FOLDERS.items() if all(getattr(arguments, name) for name in needs)]
+    there = [data for data in DATA_SETS if all(getattr(arguments, name) for name in sources(data))]
     steps = [(data, method) for data in there for method in ("features", *METHODS)]
     only = set(arguments.only)
     chosen = [
@@ -124,7 +124,7 @@ def run(
     settings = {
         **{"data": data, "seed": seed, "quick": quick, "processes": arguments.processes},
         "work": str(arguments.out.resolve()),
-        "sources": {name: str(getattr(arguments, name).resolve()) for name in FOLDERS[data]},
+        "sources": {name: str(getattr(arguments, name).resolve()) for name in sources(data)},
     }
     folder = arguments.out / f"settings_{data}_{seed}.json"
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -25,24 +25,14 @@ from wsi_ips.training.bags import SlideBag, tile_bag
 from wsi_ips.training.head_start import EncodedBag
 
 CPU = torch.device("cpu")
-DataName = Literal[
-    "nodes",
-    "nodes_cross",
-    "nodes_last",
-    "nodes_last_standardised",
-    "nodes_cross_last",
-    "nodes_enlarged",
-    "textures",
-    "textures_standardised",
-]
 
 
 @dataclass(frozen=True, slots=True)
 class EvidenceData:
-    """One data set of one seed. sources: the folders that it is made of. work: where its slides and features lie.
-    quick: a small set that shows that everything runs."""
+    """One data set of one seed. name: one of DATA_SETS. sources: the folders that it is made of. work: where its
+    slides and features lie. quick: a small set that shows that everything runs."""
 
-    name: DataName
+    name: str
     seed: int
     sources: Mapping[str, Path]
     work: Path
@@ -61,16 +51,13 @@ class EvidenceData:
     @property
     def features(self) -> Path:
         """Features of the frozen encoder."""
-        name = settings.FEATURES_OF.get(self.name, self.name)
-        if settings.ENCODERS.get(name) == settings.STAGES:
-            return self.folder / "features_levels"
-        enlarged = settings.ENLARGED.get(name)
-        return self.folder / (f"features_{enlarged['px']}" if enlarged else "features")
+        owner = settings.DATA_SETS[self.name].features_of or self.name
+        return self.folder / f"features_{owner}"
 
     @property
     def precision(self) -> str:
         """What the encoder computes in."""
-        return str(settings.ENLARGED.get(self.name, {}).get("precision", "32"))
+        return settings.DATA_SETS[self.name].precision
 
     @property
     def tasks(self) -> tuple[TaskConfig, ...]:

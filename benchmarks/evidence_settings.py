@@ -1,19 +1,9 @@
 """What benchmarks/evidence.py is run with: data sets, methods and their settings. Plain values, nothing heavy."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-FOLDERS = {
-    "nodes": ("nodes", "outlines"),
-    "nodes_cross": ("nodes", "outlines"),
-    "nodes_last": ("nodes", "outlines"),
-    "nodes_last_standardised": ("nodes", "outlines"),
-    "nodes_cross_last": ("nodes", "outlines"),
-    "nodes_enlarged": ("nodes", "outlines"),
-    "textures": ("textures", "outlines"),
-    "textures_standardised": ("textures", "outlines"),
-}
-"""The folders that a data set is made of."""
 SHARED = {"nodes": "f406533e8476", "textures": "f81c6d349c4e"}
 """The first digits of the SHA-256 of the list of pictures (manifest.csv) that committed results are of."""
 
@@ -36,24 +26,51 @@ FEATURES = 1280
 STAGES: dict[str, Any] = {"stage": 3, "pooling": "levels_std", "standardise": True}
 """Four stages of the encoder (16, 24, 40 and 112 channels), mean and standard deviation of each channel, brought
 to equal scales."""
-ENCODERS: dict[str, dict[str, Any]] = {
-    "nodes": STAGES,
-    "nodes_cross": STAGES,
-    "nodes_last_standardised": {"standardise": True},
-    "textures_standardised": {"standardise": True},
-}
-"""What of the encoder's settings differs: the others take the encoder's last layer as it is."""
 STAGES_FEATURES = 2 * (16 + 24 + 40 + 112)
 """Width of the features of STAGES."""
-FEATURES_OF = {
-    "nodes_cross": "nodes",
-    "nodes_cross_last": "nodes_last",
-    "nodes_last_standardised": "nodes_last",
-    "textures_standardised": "textures",
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """Slides, and the encoder that reads them. Sets of one kind have the same slides.
+
+    Attributes:
+        title: Of its table.
+        encoder: What of the encoder's settings differs from ENCODER.
+        precision: What the encoder computes in.
+        features_of: The data set whose features are the same. None: it has its own.
+    """
+
+    title: str
+    encoder: Mapping[str, Any] = field(default_factory=dict)
+    precision: str = "32"
+    features_of: str | None = None
+
+
+DATA_SETS = {
+    "nodes": DataSet("Lymph nodes", STAGES),
+    "nodes_cross": DataSet(
+        "Lymph nodes, learned on one stain and tested on the other", STAGES, features_of="nodes"
+    ),
+    "nodes_last": DataSet("Lymph nodes, the encoder's last layer"),
+    "nodes_last_standardised": DataSet(
+        "Lymph nodes, the encoder's last layer, standardised", {"standardise": True}, features_of="nodes_last"
+    ),
+    "nodes_cross_last": DataSet(
+        "Lymph nodes, learned on one stain and tested on the other, the encoder's last layer",
+        features_of="nodes_last",
+    ),
+    "nodes_enlarged": DataSet(
+        "Lymph nodes, the encoder's last layer, patches enlarged from 96 to 144 px",
+        {"transform": {"resize": 144}},
+        precision="bf16",
+    ),
+    "textures": DataSet("Lung textures, the encoder's last layer"),
+    "textures_standardised": DataSet(
+        "Lung textures, the encoder's last layer, standardised", {"standardise": True}, features_of="textures"
+    ),
 }
-"""Data sets whose features are those of another one: the slides and the encoder are the same."""
-ENLARGED: dict[str, dict[str, Any]] = {"nodes_enlarged": {"px": 144, "precision": "bf16"}}
-"""Data sets whose patches are enlarged before the encoder sees them: to which side, and what it computes in."""
+"""{name: data set}. A name begins with the kind of the slides, ``nodes`` or ``textures``."""
 SELECTION = {"textures": {"m": 128, "i": 128}, "nodes": {"m": 64, "i": 64}}
 QUICK_SELECTION = {"m": 24, "i": 24}
 NODE_TASKS = [{"name": "label", "classes": ["normal", "tumor"]}]
@@ -151,15 +168,26 @@ def drawn(data: str, *, seed: int, quick: bool) -> dict[str, Any]:
     return (QUICK_NODES if quick else NODES) | {"seed": seed}
 
 
+def sources(data: str) -> tuple[str, ...]:
+    """The folders that a data set is made of, as the command line names them."""
+    return (kind(data), "outlines")
+
+
 def encoder(data: str) -> dict[str, Any]:
     """The encoder of a data set."""
-    enlarged = {"transform": {"resize": ENLARGED[data]["px"]}} if data in ENLARGED else {}
-    return ENCODER | enlarged | ENCODERS.get(data, {})
+    return {**ENCODER, **DATA_SETS[data].encoder}
 
 
 def features_width(data: str) -> int:
     """Width of the features of a data set's encoder."""
-    return STAGES_FEATURES if ENCODERS.get(data) == STAGES else FEATURES
+    return STAGES_FEATURES if DATA_SETS[data].encoder == STAGES else FEATURES
+
+
+def own_encoder(data: str) -> dict[str, Any]:
+    """What of a data set's encoder is its own, as results name it; nothing where nothing is."""
+    held = DATA_SETS[data]
+    differs = {"encoder": dict(held.encoder), "precision": held.precision}
+    return {name: value for name, value in differs.items() if value not in ({}, "32")}
 
 
 def frozen_model(data: str, model: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,8 +211,7 @@ def asked(data: str, method: str, *, seed: int, quick: bool) -> dict[str, Any]:
     if method == "data":
         return settings
     if method != "colour":  # which reads the slides, whatever the encoder
-        settings |= {"enlarged": ENLARGED[data]} if data in ENLARGED else {}
-        settings |= {"encoder": ENCODERS[data]} if data in ENCODERS else {}
+        settings |= own_encoder(data)
     if method == "features":
         return settings
     settings[method] = settings_of(method)

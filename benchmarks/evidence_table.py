@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence_settings import FEATURES_OF, FOLDERS, METHODS, asked, kind
+from benchmarks.evidence_settings import DATA_SETS, METHODS, asked, kind
 
 LEARNED = 0.75
 """A start above this AUC has learned."""
@@ -27,16 +27,6 @@ NAMES = {
     "sampling": "attention sampling, end to end",
     "random": "random patches, end to end",
 }
-TITLES = {
-    "nodes": "Lymph nodes",
-    "nodes_cross": "Lymph nodes, learned on one stain and tested on the other",
-    "nodes_last": "Lymph nodes, the encoder's last layer",
-    "nodes_last_standardised": "Lymph nodes, the encoder's last layer, standardised",
-    "nodes_cross_last": "Lymph nodes, learned on one stain and tested on the other, the encoder's last layer",
-    "nodes_enlarged": "Lymph nodes, the encoder's last layer, patches enlarged from 96 to 144 px",
-    "textures": "Lung textures, the encoder's last layer",
-    "textures_standardised": "Lung textures, the encoder's last layer, standardised",
-}
 Results = Mapping[str, Mapping[str, Mapping[int, Mapping[str, Any]]]]
 """{data set: {method: {seed: what was found}}}"""
 
@@ -44,7 +34,7 @@ Results = Mapping[str, Mapping[str, Mapping[int, Mapping[str, Any]]]]
 def read_results(folder: Path, *, quick: bool) -> Results:
     """All results that were found with the settings of today."""
     found: dict[str, dict[str, dict[int, Any]]] = {}
-    for data in FOLDERS:
+    for data in DATA_SETS:
         for method in ("features", *METHODS):
             for path in sorted(folder.glob(f"{data}_{method}_seed*.json")):
                 held = json.loads(path.read_text())
@@ -52,7 +42,7 @@ def read_results(folder: Path, *, quick: bool) -> Results:
                     found.setdefault(data, {}).setdefault(method, {})[held["seed"]] = held
     for data, methods in found.items():
         # What a frozen method costs includes making the features.
-        made = found.get(FEATURES_OF.get(data, data), {}).get("features", {})
+        made = found.get(DATA_SETS[data].features_of or data, {}).get("features", {})
         for method in ON_FEATURES:
             for seed, held in methods.get(method, {}).items():
                 for name in ("encoder_passes", "seconds", "bytes_written"):
@@ -170,7 +160,8 @@ def markdown(found: Results) -> str:
         titles = ["", "seeds", "learned", "AUC, mean ± sd", "worst"]
         titles += [*SIZES] if sized else []
         titles += ["FROC, attention", "FROC, contribution", "encoder passes", "seconds"]
-        lines = [f"**{TITLES[data]}**", "", "| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+        heading = f"**{DATA_SETS[data].title}**"
+        lines = [heading, "", "| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
         for method in METHODS:
             if methods.get(method):
                 lines.append("| " + " | ".join(_cells(method, list(methods[method].values()), sized)) + " |")
