@@ -26,6 +26,11 @@ FEATURES = 1280
 STAGES: dict[str, Any] = {"stage": 3, "pooling": "levels_std", "standardise": True}
 """Four stages of the encoder (16, 24, 40 and 112 channels), mean and standard deviation of each channel, brought
 to equal scales."""
+PLAIN: dict[str, Any] = {"standardise": False}
+"""Features as the encoder gives them."""
+CENTRED: dict[str, Any] = {"standardise": "centre"}
+"""What training does by itself with the features of an encoder's last layer."""
+STANDARDISED: dict[str, Any] = {"standardise": True}
 STAGES_FEATURES = 2 * (16 + 24 + 40 + 112)
 """Width of the features of STAGES."""
 
@@ -52,22 +57,29 @@ DATA_SETS = {
     "nodes_cross": DataSet(
         "Lymph nodes, learned on one stain and tested on the other", STAGES, features_of="nodes"
     ),
-    "nodes_last": DataSet("Lymph nodes, the encoder's last layer"),
+    "nodes_last": DataSet("Lymph nodes, the encoder's last layer as it is", PLAIN),
+    "nodes_last_centred": DataSet(
+        "Lymph nodes, the encoder's last layer, centred", CENTRED, features_of="nodes_last"
+    ),
     "nodes_last_standardised": DataSet(
-        "Lymph nodes, the encoder's last layer, standardised", {"standardise": True}, features_of="nodes_last"
+        "Lymph nodes, the encoder's last layer, standardised", STANDARDISED, features_of="nodes_last"
     ),
     "nodes_cross_last": DataSet(
-        "Lymph nodes, learned on one stain and tested on the other, the encoder's last layer",
+        "Lymph nodes, learned on one stain and tested on the other, the encoder's last layer as it is",
+        PLAIN,
         features_of="nodes_last",
     ),
     "nodes_enlarged": DataSet(
-        "Lymph nodes, the encoder's last layer, patches enlarged from 96 to 144 px",
-        {"transform": {"resize": 144}},
+        "Lymph nodes, the encoder's last layer as it is, patches enlarged from 96 to 144 px",
+        {"transform": {"resize": 144}, **PLAIN},
         precision="bf16",
     ),
-    "textures": DataSet("Lung textures, the encoder's last layer"),
+    "textures": DataSet("Lung textures, the encoder's last layer, centred", CENTRED),
+    "textures_plain": DataSet(
+        "Lung textures, the encoder's last layer as it is", PLAIN, features_of="textures"
+    ),
     "textures_standardised": DataSet(
-        "Lung textures, the encoder's last layer, standardised", {"standardise": True}, features_of="textures"
+        "Lung textures, the encoder's last layer, standardised", STANDARDISED, features_of="textures"
     ),
 }
 """{name: data set}. A name begins with the kind of the slides, ``nodes`` or ``textures``."""
@@ -212,7 +224,8 @@ def asked(data: str, method: str, *, seed: int, quick: bool) -> dict[str, Any]:
         return settings
     if method != "colour":  # which reads the slides, whatever the encoder
         settings |= own_encoder(data)
-    if method == "features":
+    if method == "features":  # which are the same, whatever is learned from them
+        settings.get("encoder", {}).pop("standardise", None)
         return settings
     settings[method] = settings_of(method)
     if method not in ("colour", "mean", "abmil", *AGGREGATORS):

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import timm
@@ -17,7 +17,7 @@ from wsi_ips.models.checkpoint import load_checkpoint, save_checkpoint
 from wsi_ips.models.encoders.projectors import StandardisedProjector
 from wsi_ips.models.ips_net import BagNet
 from wsi_ips.training.fit import train_bags
-from wsi_ips.training.run_state import BEST_NAME, HEAD_START
+from wsi_ips.training.run_state import BEST_NAME, HEAD_START, RUN_NAME, STATE_NAME, forget_run
 from wsi_ips.training.standardise import MOST_BAGS, MOST_PATCHES, standardise, standardising
 
 CPU = torch.device("cpu")
@@ -29,7 +29,10 @@ OFFSET = 20.0
 Json = dict[str, Any]
 
 
-def on_features(*, standardise: bool | None = True, **more: Any) -> FinetuneConfig:
+Standardise = Literal["centre"] | bool | None
+
+
+def on_features(*, standardise: Standardise = True, **more: Any) -> FinetuneConfig:
     encoder = {"name": "features", "features": WIDTH, "project": 16, "standardise": standardise}
     return FinetuneConfig.model_validate(
         {
@@ -50,13 +53,13 @@ def on_pixels(**training: Any) -> FinetuneConfig:
     )
 
 
-def features_bag(number: int) -> MemoryBag:
+def features_bag(number: int, *, scales_C: torch.Tensor = SCALES_C, unit: float = 1.0) -> MemoryBag:
     """One patch of 30 says what an odd bag is."""
     generator = torch.Generator().manual_seed(number)
     x_NC = torch.randn(PATCHES, WIDTH, generator=generator)
     if number % 2:
         x_NC[int(torch.randint(PATCHES, (), generator=generator)), 0] += 8
-    return MemoryBag(f"bag{number}", x_NC * SCALES_C + OFFSET, {"label": number % 2})
+    return MemoryBag(f"bag{number}", (x_NC * scales_C + OFFSET) * unit, {"label": number % 2})
 
 
 def pixels_bag(number: int) -> MemoryBag:
@@ -73,12 +76,29 @@ def scales(net: BagNet) -> StandardisedProjector:
 def test_a_small_feature_far_from_zero_is_learned_from(tmp_path: Path) -> None:
     bags = [features_bag(number) for number in range(36)]
     training, aucs = {"epochs": 12, "lr": 3e-3}, {}
+    each: Standardise
     for each in (False, True):
         config = on_features(standardise=each, training=training)
         report = train_bags(bags[12:], bags[:12], config, tmp_path / str(each), device=CPU)
         aucs[each] = report.history[-1]["val_auc"]
     assert aucs[True] == 1
     assert aucs[False] < 0.75
+
+
+@pytest.mark.parametrize("unit", [0.01, 1.0, 100.0])
+def test_features_far_from_zero_are_learned_from_in_whatever_unit(tmp_path: Path, unit: float) -> None:
+    """Where nothing is said they are centred, and divided by what they vary on average."""
+    bags = [features_bag(number, scales_C=torch.ones(WIDTH), unit=unit) for number in range(36)]
+    training, aucs = {"epochs": 12, "lr": 3e-3}, {}
+    for each in ("as they are", None):
+        config = on_features(standardise=False if each else None, training=training)
+        report = train_bags(bags[12:], bags[:12], config, tmp_path / str(each), device=CPU)
+        aucs[each] = report.history[-1]["val_auc"]
+    net, held = load_checkpoint(report.checkpoint)
+    assert held.model.encoder.standardise == "centre"
+    assert len(set(scales(net).deviation.tolist())) == 1
+    assert aucs[None] == 1
+    assert aucs["as they are"] < 0.75
 
 
 def test_means_and_deviations_are_those_of_the_training_patches(tmp_path: Path) -> None:
@@ -186,9 +206,10 @@ def test_a_scorer_brings_its_own_scales(tmp_path: Path) -> None:
 
 def test_settings_without_it_are_stored_as_before() -> None:
     assert "standardise" not in on_features(standardise=None).model_dump(mode="json")["model"]["encoder"]
-    for given in (False, True):
+    given: Standardise
+    for given in (False, True, "centre"):
         stored = on_features(standardise=given).model_dump(mode="json")["model"]["encoder"]
-        assert stored["standardise"] is given
+        assert stored["standardise"] == given
     assert not isinstance(build_net(on_features(standardise=None).model).projector, StandardisedProjector)
 
 
@@ -203,20 +224,28 @@ STORED: Json = {"name": "features", "features": WIDTH, "project": 16}
         ({"encoder": STAGES}, {}, True),
         ({"encoder": {**STAGES, "pooling": "levels"}}, {}, True),
         ({"encoder": STAGES, "aggregator": {"name": "abmil"}}, {}, True),
-        ({"encoder": {**STAGES, "pooling": "model"}}, {}, False),
-        ({"encoder": {**STAGES, "weights": "none"}}, {}, False),
-        ({"encoder": STAGES, **PAPER}, {}, False),
-        ({"encoder": STAGES}, {"selection": {"selector": "attention_sampling"}}, False),
+        ({"encoder": {**STAGES, "pooling": "model"}}, {}, "centre"),
+        ({"encoder": {**STAGES, "weights": "none"}}, {}, None),
+        ({"encoder": STAGES, **PAPER}, {}, None),
+        ({"encoder": STORED, **PAPER}, {}, None),
+        ({"encoder": STAGES}, {"selection": {"selector": "attention_sampling"}}, None),
         ({"encoder": {**STAGES, "standardise": False}}, {}, False),
-        ({"encoder": STORED}, {}, False),
+        ({"encoder": {**STAGES, "standardise": "centre"}}, {}, "centre"),
+        ({"encoder": STORED}, {}, "centre"),
+        (
+            {"encoder": STORED, "aggregator": {"name": "transmil"}},
+            {"selection": {"selector": "all"}},
+            "centre",
+        ),
         ({"encoder": {**STORED, "standardise": True}, **PAPER}, {}, True),
     ],
 )
-def test_it_is_decided_where_the_user_says_nothing(model: Json, more: Json, decided: bool) -> None:
+def test_it_is_decided_where_the_user_says_nothing(
+    tmp_path: Path, model: Json, more: Json, decided: Standardise
+) -> None:
     """Scales differ much where several stages are pooled; the published networks stay as they were published."""
-    config = standardising(FinetuneConfig.model_validate({"model": model, **more}))
-    given = model["encoder"].get("standardise")
-    assert config.model.encoder.standardise is (decided or given)
+    config = standardising(FinetuneConfig.model_validate({"model": model, **more}), tmp_path)
+    assert config.model.encoder.standardise == decided
 
 
 def test_a_training_writes_down_what_was_decided(tmp_path: Path) -> None:
@@ -234,17 +263,54 @@ def test_a_training_writes_down_what_was_decided(tmp_path: Path) -> None:
         assert float(scales(net).mean.abs().sum()) > 0
 
 
-def test_a_run_that_an_earlier_version_began_is_continued(tmp_path: Path) -> None:
-    """Its settings say nothing of scales, and neither do today's where features stay as they are."""
+def as_an_earlier_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training leaves features as they are where nothing else is said, and says nothing of it."""
+    monkeypatch.setattr("wsi_ips.training.fit.standardising", lambda config, _out: config)
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_a_run_that_an_earlier_version_began_is_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarts: int
+) -> None:
     bags, run = [features_bag(number) for number in range(8)], tmp_path / "run"
-    first = train_bags(bags[2:], bags[:2], on_features(standardise=None), run, device=CPU)
+    config = on_features(standardise=None, training={"epochs": 3, "lr": 3e-3, "restarts": restarts})
+    with monkeypatch.context() as earlier:
+        as_an_earlier_version(earlier)
+        first = train_bags(bags[2:], bags[:2], config, run, device=CPU)
     assert "standardise" not in json.loads((run / "run.json").read_text())["config"]["model"]["encoder"]
-    again = train_bags(bags[2:], bags[:2], on_features(standardise=None), run, device=CPU)
+    again = train_bags(bags[2:], bags[:2], config, run, device=CPU)
     assert again.history == first.history
+    _, held = load_checkpoint(again.checkpoint)
+    assert held.model.encoder.standardise is None
 
 
-@pytest.mark.parametrize("before", [False, True])
-def test_a_training_goes_on_as_the_checkpoint_that_it_begins_from(tmp_path: Path, before: bool) -> None:
+def test_a_run_whose_head_start_an_earlier_version_made_is_continued(tmp_path: Path) -> None:
+    """It was killed before its first epoch."""
+    run, config = tmp_path / "run", on_pixels()
+    encoder = config.model.encoder.model_copy(update={"standardise": None, "weights": "timm"})
+    config = config.model_copy(update={"model": config.model.model_copy(update={"encoder": encoder})})
+    assert standardising(config, run).model.encoder.standardise == "centre"
+    (run / HEAD_START).mkdir(parents=True)
+    (run / HEAD_START / STATE_NAME).touch()
+    of_start = on_features(standardise=None).model_dump(mode="json")
+    (run / HEAD_START / RUN_NAME).write_text(json.dumps({"config": of_start}))
+    assert standardising(config, run).model.encoder.standardise is None
+
+
+def test_a_run_that_begins_anew_is_decided_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bags, config = [features_bag(number) for number in range(8)], on_features(standardise=None)
+    with monkeypatch.context() as earlier:
+        as_an_earlier_version(earlier)
+        train_bags(bags[2:], bags[:2], config, tmp_path, device=CPU)
+    forget_run(tmp_path)
+    report = train_bags(bags[2:], bags[:2], config, tmp_path, device=CPU)
+    assert load_checkpoint(report.checkpoint)[1].model.encoder.standardise == "centre"
+
+
+@pytest.mark.parametrize("before", [False, True, "centre"])
+def test_a_training_goes_on_as_the_checkpoint_that_it_begins_from(
+    tmp_path: Path, before: Standardise
+) -> None:
     """Also from a checkpoint of an earlier version, which says nothing."""
     bags = [features_bag(number) for number in range(8)]
     config = on_features(standardise=before)
@@ -259,8 +325,16 @@ def test_a_training_goes_on_as_the_checkpoint_that_it_begins_from(tmp_path: Path
         bags[2:], bags[:2], on_features(standardise=None, training=training), tmp_path / "second", device=CPU
     )
     net, held = load_checkpoint(report.checkpoint)
-    assert bool(held.model.encoder.standardise) is before
-    assert isinstance(net.projector, StandardisedProjector) is before
+    assert held.model.encoder.standardise == (before or None)
+    assert isinstance(net.projector, StandardisedProjector) is bool(before)
+
+
+def test_centred_features_keep_how_much_they_vary_beside_each_other() -> None:
+    projector = StandardisedProjector(2, None, each=False)
+    projector.take(torch.tensor([5.0, 5.0]), torch.tensor([1.0, 7.0]))
+    assert projector(torch.tensor([[6.0, 12.0]])).tolist() == [[pytest.approx(0.2), pytest.approx(1.4)]]
+    projector.take(torch.tensor([5.0, 5.0]), torch.zeros(2))
+    assert projector(torch.tensor([[6.0, 12.0]])).tolist() == [[1.0, 7.0]]
 
 
 def test_a_feature_that_never_varies_is_only_shifted() -> None:

@@ -192,12 +192,14 @@ class EncoderConfig(Section):
     ReLU and dropout, 256 wide if not given. In front of the paper's block it is that of the paper (LayerNorm,
     Linear, BatchNorm, ReLU), and there is none if not given.
     """
-    standardise: bool | None = None
-    """Bring every feature to mean 0 and standard deviation 1 before the projector. Both are taken from patches of
-    the training slides before the first epoch (:mod:`wsi_ips.training.standardise`) and kept in the checkpoint.
-    None: training does so where several stages are pooled (``levels``, ``levels_std``), since their scales differ
-    much, and writes down that it did; not with weights ``none``, ``model.attention: paper`` or attention sampling.
-    With ``training.start`` it does as that checkpoint does. A stored network without this setting does not.
+    standardise: Literal["centre"] | bool | None = None
+    """``centre``: subtract from every feature its mean, and divide all of them by one number, the root mean square
+    of their standard deviations, before the projector. True: divide each by its own standard deviation. Means and
+    deviations are taken from patches of the training slides before the first epoch
+    (:mod:`wsi_ips.training.standardise`) and kept in the checkpoint. None: training decides, and writes down what
+    it did: True where several stages are pooled (``levels``, ``levels_std``), since their scales differ much,
+    otherwise ``centre``; neither with weights ``none``, ``model.attention: paper`` or attention sampling. With
+    ``training.start`` it does as that checkpoint does. A stored network without this setting does neither.
     """
     batch_norm: Literal["frozen", "batch"] = "frozen"
     """``frozen``: the running statistics of the pretrained encoder; training refuses it with ``weights: none``,

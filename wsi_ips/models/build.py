@@ -276,7 +276,9 @@ def _projector(config: ModelConfig, feature_dim: int) -> nn.Module | None:
 
 
 def _standardised(config: EncoderConfig, feature_dim: int, projector: nn.Module | None) -> nn.Module | None:
-    return StandardisedProjector(feature_dim, projector) if config.standardise else projector
+    if not config.standardise:
+        return projector
+    return StandardisedProjector(feature_dim, projector, each=config.standardise != "centre")
 
 
 def _attention(config: ModelConfig, dim: int) -> CrossAttention | DirectAttention:

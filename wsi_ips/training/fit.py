@@ -51,7 +51,14 @@ from wsi_ips.training.processes import (
     of_all,
     place_among_processes,
 )
-from wsi_ips.training.run_state import BEST_NAME, HEAD_START, STATE_NAME, FinetuneReport, RunRecorder
+from wsi_ips.training.run_state import (
+    BEST_NAME,
+    HEAD_START,
+    RUN_NAME,
+    STATE_NAME,
+    FinetuneReport,
+    RunRecorder,
+)
 from wsi_ips.training.sampling import order_of_epoch
 from wsi_ips.training.standardise import standardise, standardising
 from wsi_ips.training.survival import check_survival, store_baseline, with_time_bins
@@ -263,28 +270,37 @@ def train_bags(
             "selection.coarse.recall is measured on the validation split, which is empty: set coarse.share instead"
         )
     config = with_time_bins(config, [bag.targets for bag in train])
-    config = standardising(config.model_copy(update={"model": complete_model(config.model)}))
+    config = standardising(config.model_copy(update={"model": complete_model(config.model)}), out)
     with calculating(deterministic=config.training.deterministic):
-        if config.training.restarts > 1 and not config.head_start_epochs:
-            return best_start(
-                config,
-                out,
-                lambda begun, folder: _train(
-                    train,
-                    val,
-                    begun,
-                    folder,
-                    device=device,
-                    progress=progress,
-                    max_bad=max_bad,
-                    coords=coords,
-                    learned_from=learned_from,
-                ),
-            )
+        return _from_all_starts(
+            train, val, config, out, device=device, progress=progress, max_bad=max_bad, coords=coords,
+            learned_from=learned_from,
+        )  # fmt: skip
+
+
+def _from_all_starts(
+    train: Sequence[Bag],
+    val: Sequence[Bag],
+    config: FinetuneConfig,
+    out: Path,
+    *,
+    device: torch.device,
+    progress: Progress,
+    max_bad: int,
+    coords: str,
+    learned_from: LearnedFrom | None,
+) -> FinetuneReport:
+    """Train once, or with ``training.restarts`` from several starts unless the head start has them."""
+
+    def train_once(config: FinetuneConfig, out: Path) -> FinetuneReport:
         return _train(
             train, val, config, out, device=device, progress=progress, max_bad=max_bad, coords=coords,
             learned_from=learned_from,
         )  # fmt: skip
+
+    if config.training.restarts > 1 and not config.head_start_epochs:
+        return best_start(config, out, train_once)
+    return train_once(config, out)
 
 
 def _train(
@@ -327,7 +343,7 @@ def _train(
     if not record.finished:
         working()
         if is_first_process():
-            _write_run(out / "run.json", config)
+            _write_run(out / RUN_NAME, config)
         _fit(module, val, config, out, device=device, record=record, progress=progress)
     if is_first_process():
         learned, chose = ([bag for bag in bags if bag.bag_id not in module.bad] for bags in (train, val))
@@ -335,7 +351,7 @@ def _train(
     train_targets, val_targets = ([bag.targets for bag in bags] for bags in (train, val))
     doubts = findings(record.history, record.best_epoch, config, train=train_targets, val=val_targets)
     if is_first_process():
-        _write_run(out / "run.json", config, doubts=doubts)
+        _write_run(out / RUN_NAME, config, doubts=doubts)
     return FinetuneReport(out / BEST_NAME, record.best_epoch, tuple(record.history), dict(module.bad), doubts)
 
 
@@ -381,7 +397,7 @@ def _head_start(
 ) -> FinetuneReport:
     """Train what follows the encoder on features of all bags."""
     content = "" if learned_from is None else learned_from.digest
-    report = train_bags(
+    report = _from_all_starts(
         encoded(train, net, config, out, device=device, views=views_of(config), content=content),
         encoded(val, net, config, out, device=device, content=content),
         head_start_config(config, width=net.feature_width),

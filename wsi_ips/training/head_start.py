@@ -38,7 +38,15 @@ from wsi_ips.timeline import staged
 from wsi_ips.training.augment import augment
 from wsi_ips.training.bags import Bag
 from wsi_ips.training.processes import is_first_process
-from wsi_ips.training.run_state import BEST_NAME, HEAD_START, LAST_NAME, STARTS, FinetuneReport, merit
+from wsi_ips.training.run_state import (
+    BEST_NAME,
+    HEAD_START,
+    LAST_NAME,
+    RUN_NAME,
+    STARTS,
+    FinetuneReport,
+    merit,
+)
 from wsi_ips.units import PlaceKind
 
 ROWS_AT_ONCE = 4096
@@ -344,7 +352,7 @@ def best_start(
     monitor = "refined_loss" if config.training.monitor == "last" else config.training.monitor
     best = max(range(len(reports)), key=lambda number: merit(best_row(reports[number]), monitor))
     if is_first_process():
-        for name in (BEST_NAME, LAST_NAME, "history.csv", "run.json"):
+        for name in (BEST_NAME, LAST_NAME, "history.csv", RUN_NAME):
             with whole_file(out / name) as partial:
                 shutil.copyfile(out / STARTS / str(best) / name, partial)
         _write_table(out / TABLE, reports, chosen=best)

@@ -40,6 +40,8 @@ BEST_NAME = "model.safetensors"
 """Checkpoint of the best epoch."""
 LAST_NAME = "last.safetensors"
 """Checkpoint of the last epoch."""
+RUN_NAME = "run.json"
+"""File of the complete configuration."""
 HEAD_START = "head_start"
 """Folder of the run of the head start."""
 STARTS = "starts"
@@ -337,5 +339,5 @@ def training_folder(out: Path, *, results: str = f"**/{STATE_NAME}") -> Iterator
     if not is_first_process():
         yield
         return
-    with held(out, below=(), undo=(out / "run.json", out / "folds.csv"), results=results):
+    with held(out, below=(), undo=(out / RUN_NAME, out / "folds.csv"), results=results):
         yield

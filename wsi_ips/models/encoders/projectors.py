@@ -1,7 +1,7 @@
 """From the features of an encoder to embeddings: what stands in front of an aggregator.
 
 :class:`PlainProjector` and :class:`Projector` map features to embeddings of another width.
-:class:`StandardisedProjector` brings the features to equal scales first.
+:class:`StandardisedProjector` centres the features first, or brings them to equal scales.
 
 Shape suffixes: n patches, C feature width, D embedding width.
 """
@@ -52,32 +52,37 @@ class PlainProjector(nn.Module):
 
 
 class StandardisedProjector(nn.Module):
-    """Brings every feature to mean 0 and standard deviation 1, then maps them: (n, C) to (n, D).
+    """Subtracts the mean of every feature and divides by a scale, then maps them: (n, C) to (n, D).
 
     What all patches have in common fills most of what a layer sees of features that are far from zero, and what
-    tells patches apart is learned last or never. The means and deviations are those of training patches, as the
-    encoder sees them before anything is learned (:mod:`wsi_ips.training.standardise`). They stay as they are, so
-    that a patch is embedded alike on every slide.
+    tells patches apart is learned last or never. Means and scales are those of training patches, as the encoder
+    sees them before anything is learned (:mod:`wsi_ips.training.standardise`). They stay as they are, so that a
+    patch is embedded alike on every slide.
 
     Args:
         n_in: C.
-        projector: Maps the standardised features. None: they are the embeddings.
+        projector: Maps the features. None: they are the embeddings.
+        each: Whether every feature has a scale of its own, its standard deviation, so that all of them vary alike.
+            Otherwise all have the same one, the root mean square of the deviations: features that hardly vary
+            stay small.
     """
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, n_in: int, projector: nn.Module | None) -> None:
+    def __init__(self, n_in: int, projector: nn.Module | None, *, each: bool = True) -> None:
         super().__init__()
+        self.each = each
         self.projector = projector or nn.Identity()
         self.register_buffer("mean", torch.zeros(n_in))
         self.register_buffer("deviation", torch.ones(n_in))
 
     def take(self, mean_C: Tensor, deviation_C: Tensor) -> None:
         """Keep the means and standard deviations of features, in place of those before."""
-        least = LEAST_DEVIATION * deviation_C.square().mean().sqrt()
+        of_all = deviation_C.square().mean().sqrt()
+        scale_C = deviation_C.clamp(min=float(LEAST_DEVIATION * of_all)) if self.each else of_all
         self.mean.copy_(mean_C)
-        self.deviation.copy_(torch.where(least > 0, deviation_C.clamp(min=float(least)), 1.0))
+        self.deviation.copy_(torch.where(of_all > 0, scale_C, 1.0))
 
     def forward(self, x_nC: Tensor) -> Tensor:
         """Map features (n, C) float to embeddings (n, D)."""
