@@ -31,7 +31,7 @@ def test_scales_are_advised_where_they_have_not_been_tried() -> None:
     config = FinetuneConfig.model_validate({"model": {"encoder": {"standardise": True}}})
     (before,) = said({"val_loss": GUESS})
     (after,) = findings([{"val_loss": GUESS}], 0, config, train=TRAIN, val=VAL)
-    assert "try model.encoder.standardise=true, training.restarts=5" in before
+    assert "try model.encoder.standardise=centre, training.restarts=5" in before
     assert "try training.restarts=5" in after
 
 
