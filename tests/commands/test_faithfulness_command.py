@@ -91,6 +91,16 @@ def evaluated(console: Console, made: Made, *flags: str) -> Any:
     return console("evaluate", made.run, made.manifest, "--bootstrap", "50", "--faithfulness", *flags)
 
 
+def test_patches_kept_in_several_orientations_are_read_again_as_the_run_read_them(
+    made: Made, console: Console
+) -> None:
+    """Without stored embeddings; what the network says of them is compared with what the run stored."""
+    made.save(ABMIL, selection={"m": 8, "i": 8, "turns": 4}).predict(console)
+    said = evaluated(console, made)
+    assert said.code == 0, said.err
+    assert len(made.rows()) == 4 * 3
+
+
 def test_tables_figures_plot_and_report(made: Made, console: Console) -> None:
     made.save(ABMIL).predict(console, "--embeddings", "--explain", "gradient")
     said = evaluated(console, made)

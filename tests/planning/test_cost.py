@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from wsi_ips.config import FinetuneConfig, TilingConfig
+from wsi_ips.config import FinetuneConfig, SelectionConfig, TilingConfig
 from wsi_ips.planning.cost import Cost, cost_of, halvings, pass_over
 from wsi_ips.planning.rates import HeadRates, Rates
 from wsi_ips.planning.simulated import Peaks
@@ -132,6 +132,20 @@ def test_labels_and_features_are_one_pass(kind: str) -> None:
     assert cost.passes == 8000
     if kind == "features":
         assert cost.disk_mb == pytest.approx(8000 * (512 * 4 + 28) / 1e6)
+
+
+def test_kept_patches_in_four_orientations_are_read_again_and_encoded_four_times() -> None:
+    """50 of each slide's 1,000 patches: of all 8 slides in labelling, of 2 in each of 4 epochs of validation."""
+    turned = config().model_copy(update={"selection": SelectionConfig(memory_size=50, turns=4)})
+    assert RATES.forward_s is not None
+    each = 4 * RATES.forward_s + RATES.reread_s
+    for kind, read in (("predict", 8 * 50), ("finetune", 4 * 2 * 50)):
+        once, again = (
+            cost_of(work(settings, kind=kind), SURVEY, RATES, PEAKS) for settings in (config(), turned)
+        )
+        assert once.seconds is not None
+        assert again.seconds == pytest.approx(once.seconds + read * each)
+        assert again.passes == once.passes + read * 4
 
 
 def test_other_settings_are_asked_of_the_same_model() -> None:

@@ -5,15 +5,16 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from wsi_ips.config import SelectionConfig, StreamingConfig, TaskConfig, TilingConfig
+from wsi_ips.config import PipelineConfig, SelectionConfig, StreamingConfig, TaskConfig, TilingConfig
 from wsi_ips.models.attention import CrossAttention
 from wsi_ips.models.heads import Heads
 from wsi_ips.models.ips_net import IPSNet, Positions, RasterSinusoid, SlideSinusoid
 from wsi_ips.selection.memory import select_over_parts
 from wsi_ips.selection.score_store import ScoreStore
-from wsi_ips.selection.slide_reading import encode_again, places_for, read_slide, select
+from wsi_ips.selection.slide_reading import encode_again, places_for, read_scored, read_slide, select
 from wsi_ips.slides.image_reader import MemoryReader
 from wsi_ips.streaming.stream import Chunk, PatchStream
 from wsi_ips.tiling.grid import PatchCoords, PatchGrid
@@ -132,6 +133,66 @@ def test_the_kept_are_read_again_a_chunk_at_a_time() -> None:
     assert source.asked == [BATCH, BATCH, BATCH, 5]
 
 
+def in_turns(model: IPSNet, pixels: Tensor, turns: int) -> Tensor:
+    """The mean of the features of the first so many of the eight symmetries of a square."""
+    seen = [pixels.rot90(quarters, (2, 3)) for quarters in range(4)]
+    seen += [each.flip(3) for each in seen]
+    with torch.no_grad():
+        return torch.stack([model.eval().encoder(each) for each in seen[:turns]]).mean(dim=0)
+
+
+@pytest.mark.parametrize("name", ["buffer", "global"])
+@pytest.mark.parametrize("turns", [4, 8])
+def test_kept_patches_are_read_in_several_orientations(name: str, turns: int) -> None:
+    """Which ones are kept, and the map of all patches, are those of one orientation."""
+    model, source = net(positions=RasterSinusoid(DIM)), Source()
+    once, turned = (
+        read_slide(model, source, rule(name).model_copy(update={"turns": each})) for each in (1, turns)
+    )
+    assert torch.equal(turned.kept.ids_M, once.kept.ids_M)
+    assert torch.equal(turned.store.attention(), once.store.attention())
+    ids_M = turned.kept.ids_M
+    emb_MD = in_turns(model, source.stream.read(ids_M).pixels_n3PP, turns)
+    torch.testing.assert_close(turned.emb_MD, emb_MD)
+    with torch.no_grad():
+        alone = model.read_bag(emb_MD, places_for(model, source, ids_M))
+    torch.testing.assert_close(turned.bag.tokens_BTD, alone.tokens_BTD)
+    assert not torch.allclose(turned.bag.tokens_BTD, once.bag.tokens_BTD)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"selection": {"turns": 4, "selector": "all"}}, "turns goes with selector: ips or cascade"),
+        ({"selection": {"turns": 4, "selector": "random"}}, "turns goes with selector: ips or cascade"),
+        ({"selection": {"turns": 3}}, "turns"),
+        (
+            {"selection": {"turns": 8}, "model": {"encoder": {"name": "features", "features": 8}}},
+            "stored features have none",
+        ),
+    ],
+)
+def test_orientations_that_cannot_be_are_refused(values: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        PipelineConfig.model_validate(values)
+
+
+def test_one_orientation_is_stored_as_before_there_was_the_setting() -> None:
+    assert "turns" not in SelectionConfig(turns=1).model_dump()
+    assert SelectionConfig(turns=4).model_dump()["turns"] == 4
+
+
+def test_all_orientations_together_have_no_orientation() -> None:
+    model = net()
+    pixels = torch.randint(256, (3, 3, PATCH, PATCH), dtype=torch.uint8, generator=torch.Generator())
+    model.eval()
+    for turns, other in ((4, pixels.rot90(1, (2, 3))), (8, pixels.flip(2).contiguous())):
+        with torch.no_grad():
+            torch.testing.assert_close(
+                model.encode(other.contiguous(), turns=turns), model.encode(pixels, turns=turns)
+            )
+
+
 def test_the_paper_s_rule_reads_nothing_again() -> None:
     source = Source()
     read_slide(net(), source, rule("buffer"))
@@ -229,6 +290,9 @@ def test_parts_of_a_slide_are_read_as_the_whole_slide() -> None:
     with torch.no_grad():
         bag = model.eval().read_bag(emb_MD, places_for(model, Source(), merged.top.ids_M))
     torch.testing.assert_close(bag.tokens_BTD, whole.bag.tokens_BTD)
+    turned = read_slide(model, Source(), rule("global").model_copy(update={"turns": 4}))
+    apart = read_scored(model, Source(), stores, m=M, batch=BATCH, turns=4)
+    torch.testing.assert_close(apart.bag.tokens_BTD, turned.bag.tokens_BTD)
 
 
 @pytest.mark.parametrize("name", ["buffer", "global"])

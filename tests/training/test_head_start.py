@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from pydantic import ValidationError
 
 from tests.conftest import SMALL_MODEL
 from tests.training.memory_bags import MemoryBag
-from wsi_ips.config import FinetuneConfig
+from wsi_ips.config import FinetuneConfig, StreamingConfig
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.models.ips_net import scoring
+from wsi_ips.selection.reading import read_bag
 from wsi_ips.training.fit import train_bags
 from wsi_ips.training.head_start import EncodedBag, encoded, head_start_config, views_of
 from wsi_ips.training.kept_patches import PatchKeeper
@@ -128,6 +130,25 @@ def test_a_head_start_learns_on_features_made_once_and_what_follows_begins_there
     assert [len(bag.opened) for bag in bags] == [1 + 2] * 10
     assert not (tmp_path / "head_start" / "features").exists()
     assert len(rows_of(tmp_path / "head_start" / "history.csv")) == 3
+
+
+def test_validation_reads_kept_patches_in_the_orientations_of_the_setting(tmp_path: Path) -> None:
+    """The head start learns on features, which cannot be turned."""
+    bags = [pixels_bag(number) for number in range(10)]
+    report = fit(bags, on_pixels(selection={"m": 3, "i": 3, "turns": 4}), tmp_path)
+    _, of_start = load_checkpoint(tmp_path / "head_start" / "model.safetensors")
+    net, config = load_checkpoint(report.checkpoint)
+    assert (of_start.selection.turns, config.selection.turns) == (1, 4)
+    losses = {}
+    for turns in (1, 4):
+        selection, said = config.selection.model_copy(update={"turns": turns}), []
+        for bag in bags[:4]:
+            with bag.open(StreamingConfig(), CPU) as source:
+                p_C = read_bag(net, source, selection).bag.probabilities["label"][0]
+            said.append(-math.log(p_C[int(bag.targets["label"])]))
+        losses[turns] = sum(said) / len(said)
+    assert report.history[report.best_epoch]["val_loss"] == pytest.approx(losses[4], rel=1e-5)
+    assert losses[1] != pytest.approx(losses[4], rel=1e-5)
 
 
 def test_a_run_that_was_killed_behind_its_head_start_does_not_make_it_again(tmp_path: Path) -> None:

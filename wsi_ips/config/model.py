@@ -156,6 +156,11 @@ class SelectionConfig(Section):
     reads those that are kept. It works on the features of the same encoder, which does not learn. None: the
     aggregator of the model.
     """
+    turns: Literal[1, 4, 8] = 1
+    """``ips`` and ``cascade``: in how many orientations the kept patches are read: as they are, in four quarter
+    turns, or in these and their mirror images. Their features are averaged. Patches are scored in one orientation
+    whatever this is, and training shows them in one. Each kept patch is read a second time and encoded so often.
+    """
     seed: NonNegativeInt = 0
     """``random``: seed of the draw at prediction and validation, which is the same for a slide whenever it is
     read. In training ``training.seed`` decides, with the epoch and the slide.
@@ -178,8 +183,9 @@ class SelectionConfig(Section):
     @model_serializer(mode="wrap")
     def _without_later_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         dumped: dict[str, Any] = handler(self)
-        for name in ("seed", "scorer"):  # so that stored settings of earlier versions keep their fingerprints
-            if not getattr(self, name):
+        # So that stored settings of earlier versions keep their fingerprints.
+        for name in ("seed", "scorer", "turns"):
+            if getattr(self, name) == type(self).model_fields[name].default:
                 dumped.pop(name, None)
         return dumped
 
@@ -225,6 +231,11 @@ class SelectionConfig(Section):
             raise ValueError(
                 f"scorer goes with selector: ips or cascade, and {self.selector} ranks no patches by it: leave it "
                 "out"
+            )
+        if self.turns != 1 and self.selector not in ("ips", "cascade"):
+            raise ValueError(
+                f"turns goes with selector: ips or cascade, which keep some of the patches, not {self.selector}: "
+                "leave it out"
             )
         return self
 

@@ -68,6 +68,15 @@ class PipelineConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _kept_patches_can_be_turned(self) -> Self:
+        if self.selection.turns != 1 and self.model.encoder.name == "features":
+            raise ValueError(
+                f"selection.turns: {self.selection.turns} turns the pixels of patches, and stored features have "
+                "none: leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _coarse_look_can_be(self) -> Self:
         selection = self.selection
         if selection.selector == "attention_sampling" and self.model.aggregator is not None:

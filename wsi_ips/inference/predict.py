@@ -386,6 +386,7 @@ class Predictor:
                 [part.store for part in parts],
                 m=self.pipeline.selection.memory_size,
                 batch=self._streaming.batch,
+                turns=self.pipeline.selection.turns,
             )
             gradients = self._explain(reading, stream)
         telemetry = self._telemetry(prepared, started, stream.telemetry, reading.encode_s, reading.select_s)

@@ -113,9 +113,19 @@ class BagNet(nn.Module):
         assert isinstance(self.coarse, Coarse)
         return self.coarse
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Map patches (n, ...), as the encoder takes them, to embeddings (n, D) without position."""
-        embeddings: Tensor = self.projector(self.encoder(pixels))
+    def encode(self, pixels: Tensor, *, turns: int = 1) -> Tensor:
+        """Map patches (n, ...), as the encoder takes them, to embeddings (n, D) without position.
+
+        Args:
+            pixels: The patches.
+            turns: In how many orientations they are encoded, 1 to 8: as they are, then each time a quarter turn
+                further, from the fifth one on mirrored. The features are averaged. More than one needs pixels
+                (n, channels, P, P).
+        """
+        features = self.encoder(pixels)
+        for turn in range(1, turns):
+            features = features + self.encoder(_turned(pixels, turn))
+        embeddings: Tensor = self.projector(features / turns if turns > 1 else features)
         return embeddings
 
     def coarse_logits(self, windows_n3QQ: Tensor) -> Tensor:
@@ -124,6 +134,12 @@ class BagNet(nn.Module):
         seen = self.encoder(windows_n3QQ) if isinstance(scorer, EncoderScorer) else windows_n3QQ
         logits_n: Tensor = scorer(seen)
         return logits_n
+
+
+def _turned(pixels: Tensor, turn: int) -> Tensor:
+    """Square patches (..., P, P), ``turn % 4`` quarter turns further, and mirrored if ``turn`` is 4 or more."""
+    quarters = torch.rot90(pixels, turn % 4, dims=(-2, -1))
+    return (quarters.flip(-1) if turn >= 4 else quarters).contiguous()
 
 
 class Positions(nn.Module):

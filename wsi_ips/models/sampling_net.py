@@ -178,9 +178,9 @@ class SamplingNet(BagNet):
         features_BND = self.encode(pixels).unflatten(0, samples.index_BN.shape)
         return Sampled(self._expected(samples.attention_BN, features_BND), attention_Bhw, patches_BNCPP)
 
-    def encode(self, pixels: Tensor) -> Tensor:
+    def encode(self, pixels: Tensor, *, turns: int = 1) -> Tensor:
         """Map patches (n, ...) to features (n, D) of length 1."""
-        return l2_normalised(self.projector(self.encoder(pixels)))
+        return l2_normalised(super().encode(pixels, turns=turns))
 
     def draw(self, logits_K: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Samples]:
         """The attention (K,) of a slide, and its samples as a batch of one.

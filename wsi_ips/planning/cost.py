@@ -178,9 +178,8 @@ def _labels(work: Work, survey: Survey, rates: Rates, peaks: Peaks) -> Found:
     slides, patches = survey.readable(), survey.total("patches").value
     one = pass_over(survey, rates, work.config)
     share = work.networks / work.workers
-    again = 0.0
-    if work.config.selection.rule == "global":
-        again = slides * kept_of(work.config, survey) * ((rates.forward_s or 0.0) + rates.reread_s)
+    kept = slides * kept_of(work.config, survey)
+    again, passes = _again(work.config, rates, kept)
     after = slides * (rates.store_s + (rates.overlay_s if work.overlays else 0.0)) / work.workers
     stages = [
         _start(rates),
@@ -195,10 +194,19 @@ def _labels(work: Work, survey: Survey, rates: Rates, peaks: Peaks) -> Found:
     return (
         [stage for stage in stages if stage.seconds is None or stage.seconds > 0],
         patches,
-        patches * work.networks,
+        (patches + passes) * work.networks,
         labels_disk_mb(work, survey),
         0.0,
     )
+
+
+def _again(config: FinetuneConfig, rates: Rates, kept: float) -> tuple[float, float]:
+    """Seconds and encoder passes for ``kept`` patches that a slide's label is read from, where selection does not
+    hold their embeddings, or where they are read in several orientations."""
+    selection = config.selection
+    if selection.rule != "global" and selection.turns == 1:
+        return 0.0, 0.0
+    return kept * (selection.turns * (rates.forward_s or 0.0) + rates.reread_s), kept * selection.turns
 
 
 def labels_disk_mb(work: Work, survey: Survey) -> float:
@@ -239,6 +247,8 @@ def _training(work: Work, survey: Survey, rates: Rates, peaks: Peaks) -> Found:
     share = config.selection.coarse.share if config.selection.selector == "cascade" else 1.0
     one = pass_over(survey, rates, config, "train", shown=augmented)
     check = pass_over(survey, rates, config, "val") if val else _Pass(0.0, "encoding")
+    again, val_passes = _again(config, rates, val * kept_of(config, survey, "val") if val else 0.0)
+    check = replace(check, seconds=None if check.seconds is None else check.seconds + again)
     kept = slides * kept_of(config, survey, "train")
     learning, reads = _learning(config, rates, kept, again=selections < epochs)
     steps = math.ceil(slides / training.slides_per_step)
@@ -255,10 +265,8 @@ def _training(work: Work, survey: Survey, rates: Rates, peaks: Peaks) -> Found:
         ),
         _each_epoch("validating", check, epochs / devices, epochs),
     ]
-    learns = config.model.encoder.trainable
-    per_epoch = (
-        patches * share * selections / epochs + val_patches + kept * ((2 if learns else 1) if reads else 0)
-    )
+    read_again = kept * ((2 if config.model.encoder.trainable else 1) if reads else 0)
+    per_epoch = patches * share * selections / epochs + val_patches + val_passes + read_again
     views = training.head_start.views if config.head_start_epochs else 0
     once = patches * views + (val_patches if views else 0)
     disk, scratch = training_disk(config, peaks, patches * max(views, 0), val_patches if views else 0)

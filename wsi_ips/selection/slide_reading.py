@@ -87,12 +87,13 @@ def read_slide(
 ) -> SlideReading:
     """Read the label of a slide from the M patches that are kept, in eval mode and without gradients.
 
-    The mode of ``net`` is restored. Memory: M embeddings, one chunk, and heads x queries floats per patch.
+    The mode of ``net`` is restored. Memory: M embeddings, one chunk, and heads x queries floats per patch. With
+    ``selection.turns`` the kept patches are read and encoded again, in several orientations.
 
     Args:
         net: The network.
         source: The patches of the slide.
-        selection: The rule of the selection, M and I.
+        selection: The rule of the selection, M, I and the turns.
         through: A function that the chunks pass on their way, to be counted or timed.
 
     Raises:
@@ -113,11 +114,12 @@ def read_slide(
         )
         if kept.emb_MD is not None and net.scorer is not None:
             kept = replace(kept, emb_MD=net.projector(kept.emb_MD))
-        # A running memory holds the embeddings already: nothing is encoded twice.
-        emb_MD = kept.emb_MD
-        if emb_MD is None:
+        # A running memory holds the embeddings already: nothing is encoded twice, but to be turned.
+        emb_MD, turns = kept.emb_MD, selection.turns
+        if emb_MD is None or turns > 1:
             emb_MD = clock.run(
-                lambda ids_M: encode_again(net, source, ids_M, batch=clock.largest_chunk), kept.ids_M
+                lambda ids_M: encode_again(net, source, ids_M, batch=clock.largest_chunk, turns=turns),
+                kept.ids_M,
             )
         with span("head"):
             bag = net.read_bag(emb_MD, places_for(net, source, kept.ids_M))
@@ -198,7 +200,13 @@ def _kept(
 @staged("kept patches")
 @torch.no_grad()
 def encode_again(
-    net: BagNet, source: PatchSource, ids_n: Tensor, *, batch: int, seen: Seen = unchanged
+    net: BagNet,
+    source: PatchSource,
+    ids_n: Tensor,
+    *,
+    batch: int,
+    seen: Seen = unchanged,
+    turns: int = 1,
 ) -> Tensor:
     """Read the patches with these ids again and return their embeddings (n, D), in the order of the ids.
 
@@ -211,6 +219,7 @@ def encode_again(
         ids_n: (n,) int64, 1 or more ids.
         batch: How many patches are read and encoded at a time.
         seen: Augmentation.
+        turns: In how many orientations each is encoded (:meth:`wsi_ips.models.ips_net.BagNet.encode`).
 
     Raises:
         ValueError: There are no ids.
@@ -219,7 +228,7 @@ def encode_again(
     def encode(part_n: Tensor) -> Tensor:
         chunk = source.read(part_n)
         with span("encode"):
-            return net.encode(seen(chunk.pixels_n3PP, chunk.ids_n))
+            return net.encode(seen(chunk.pixels_n3PP, chunk.ids_n), turns=turns)
 
     if not len(ids_n):
         raise ValueError("no patches")
@@ -251,7 +260,7 @@ def score_part(
 
 @torch.no_grad()
 def read_scored(
-    net: IPSNet, source: PatchSource, stores: Sequence[ScoreStore], *, m: int, batch: int
+    net: IPSNet, source: PatchSource, stores: Sequence[ScoreStore], *, m: int, batch: int, turns: int = 1
 ) -> SlideReading:
     """Read the label of a slide whose parts have all been scored with :func:`score_part`.
 
@@ -264,6 +273,7 @@ def read_scored(
         stores: The logits of the parts, in any order.
         m: How many patches are kept.
         batch: How many patches are read again at a time.
+        turns: In how many orientations the kept patches are read.
 
     Raises:
         ValueError: There are no patches, a patch is in two parts, or the parts come from different networks.
@@ -277,7 +287,7 @@ def read_scored(
     with scoring(net):
         timer = DeviceTimer(device_of(net))
         with timer.running():
-            emb_MD = encode_again(net, source, top.ids_M, batch=batch)
+            emb_MD = encode_again(net, source, top.ids_M, batch=batch, turns=turns)
         encode_s = timer.seconds()
         encoded = perf_counter()
         with span("head"):

@@ -114,7 +114,7 @@ def head_start_config(config: FinetuneConfig, *, width: int) -> FinetuneConfig:
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"encoder": encoder}),
-            "selection": config.selection.model_copy(update={"selector": selector}),
+            "selection": config.selection.model_copy(update={"selector": selector, "turns": 1}),
             "training": training,
         }
     )

@@ -169,7 +169,8 @@ class KeptBags:
         with open_slide(self._location(result)) as slide:
             check_same_slide(slide, result)
             stream = PatchStream(slide, result.coords, config=self.streaming, device=self.device)
-            return encode_again(self.net, stream, ids_M, batch=batch)
+            turns = self.pipeline.selection.turns
+            return encode_again(self.net, stream, ids_M, batch=batch, turns=turns)
 
     def _location(self, result: SlideResult) -> Location:
         slide_id = result.coords.slide_id
