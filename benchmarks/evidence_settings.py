@@ -117,6 +117,9 @@ METHODS: dict[str, dict[str, Any]] = {
         "head_start": {"epochs": 40, "views": 4},
         **CHOSEN_BY,
     },
+    # What ips and e2e learned, and the kept patches of the test slides in four orientations.
+    "ips_turns": {"turns": 4},
+    "e2e_turns": {"turns": 4},
     # The coarse scorer lets 0.195 of a slide's patches through. The number is rounded up on each slide, so that it
     # is about a fifth.
     "cascade": {
@@ -162,7 +165,7 @@ AGGREGATORS: dict[str, dict[str, Any]] = {
     "agg_abmil_gated": _aggregator({"aggregator": {"name": "abmil", "hidden": 128}}, maps=BOTH),
 }
 """The aggregators of benchmarks/aggregators.py, the quick ones first."""
-BEGINS_FROM = {"cascade": "e2e"}
+BEGINS_FROM = {"cascade": "e2e", "ips_turns": "ips", "e2e_turns": "e2e"}
 """Methods that go on from another one's checkpoint."""
 QUICK_EPOCHS = 2
 QUICK_HEAD_START = {"epochs": 2, "views": 2}

@@ -365,6 +365,8 @@ def _read(
         tiled = bag.bag if isinstance(bag, EncodedBag) else bag
         said.add(bag.bag_id, reading, tiled.coords.ids_N)
         said.encoder_passes_test += passes_of(config, len(bag), epoch=None)
+        if config.selection.turns > 1:
+            said.encoder_passes_test += config.selection.turns * len(reading.kept.ids_M)
     return said
 
 
@@ -382,6 +384,19 @@ def passes_of(config: FinetuneConfig, patches: int, *, epoch: int | None) -> int
 def e2e(step: Step) -> Said:
     """Everything learns, after a head start on frozen features."""
     return _end_to_end(step)
+
+
+def in_turns(step: Step) -> Said:
+    """Nothing is learned: the kept patches of the test slides are read in several orientations."""
+    assert step.start is not None
+    config = step.data.finetune()
+    selection = {**config.selection.model_dump(), "turns": step.settings["turns"]}
+    config = config.model_copy(update={"selection": SelectionConfig.model_validate(selection)})
+    net = build_net(config.model)
+    begin_from(net, step.start)
+    said = _read(step, net, config, step.data.slide_bags()["test"], history=())
+    said.encoder_passes = said.encoder_passes_test
+    return said
 
 
 def cascade(step: Step) -> Said:
@@ -460,7 +475,9 @@ STEPS: Mapping[str, Method] = {
     "ips_paper": ips_frozen,
     "ips": ips_frozen,
     "ips_five": ips_five,
+    "ips_turns": in_turns,
     "e2e": e2e,
+    "e2e_turns": in_turns,
     "cascade": cascade,
     "sampling": sampling,
     "random": random,

@@ -22,7 +22,9 @@ NAMES = {
     "ips_paper": "IPS as in the paper, frozen",
     "ips": "IPS, frozen",
     "ips_five": "IPS, frozen, mean of five starts",
+    "ips_turns": "IPS, frozen, kept patches in four orientations",
     "e2e": "**IPS, end to end**",
+    "e2e_turns": "IPS, end to end, kept patches in four orientations",
     "cascade": "cascade, end to end",
     "sampling": "attention sampling, end to end",
     "random": "random patches, end to end",
@@ -123,23 +125,16 @@ def _gaps(data: str, methods: Mapping[str, Mapping[int, Any]]) -> dict[str, Any]
 def _gain(data: str, nodes: Mapping[str, Mapping[int, Any]], *, colour: Mapping[int, Any]) -> dict[str, Any]:
     """What end-to-end learning adds to the best frozen method on lymph nodes, over the seeds that both have, with
     its paired interval."""
-    from benchmarks.paired_gain import gain_interval
-
     ours = nodes.get("e2e", {})
     pairs = {name: paired(ours, nodes.get(name, {})) for name in FROZEN}
     frozen = {name: both for name, both in pairs.items() if both}
     figures: dict[str, Any] = {}
     if frozen:
         best = max(frozen, key=lambda name: statistics.fmean(other["auc"] for _, other in frozen[name]))
-        both = frozen[best]
-        low, high = gain_interval(both)
-        gain = statistics.fmean(one["auc"] - other["auc"] for one, other in both)
-        figures |= {
-            f"{data}_ips_e2e_gain": gain,
-            f"{data}_ips_e2e_gain_low": low,
-            f"{data}_ips_e2e_gain_high": high,
-            f"{data}_best_frozen": best,
-        }
+        figures |= _gained(f"{data}_ips_e2e_gain", frozen[best]) | {f"{data}_best_frozen": best}
+    for name in ("ips", "e2e"):
+        if both := paired(nodes.get(f"{name}_turns", {}), nodes.get(name, {})):
+            figures |= _gained(f"{data}_{name}_turns_gain", both)
     if both := paired(ours, colour):
         gains = [one["auc_by_size"]["micro"] - other["auc_by_size"]["micro"] for one, other in both]
         figures[f"{data}_e2e_over_colour_micro"] = statistics.fmean(gains)
@@ -150,6 +145,15 @@ def _gain(data: str, nodes: Mapping[str, Mapping[int, Any]], *, colour: Mapping[
             a["encoder_passes_test"] / b["encoder_passes_test"] for a, b in both
         )
     return figures
+
+
+def _gained(key: str, both: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, float]:
+    """What the first method of each pair has more than the second, in the mean, and its interval."""
+    from benchmarks.paired_gain import gain_interval  # imports torch
+
+    low, high = gain_interval(both)
+    gain = statistics.fmean(one["auc"] - other["auc"] for one, other in both)
+    return {key: gain, f"{key}_low": low, f"{key}_high": high}
 
 
 def markdown(found: Results) -> str:
