@@ -17,14 +17,23 @@ METHODS = {
     "ips": "IPS",
     "ips_turns": "IPS, learned from four turns",
     "abmil": "attention MIL",
+    "ips_centred": "IPS",
+    "abmil_centred": "attention MIL",
     "ips_paper_last": "IPS as in the paper",
     "ips_last": "IPS",
     "abmil_last": "attention MIL",
 }
 """{method: its title}. ips_turns is ips on bags that show every patch in another turn each time, as the head start
-of finetune does. Those that end in _last read the encoder's last layer (:func:`data_of`)."""
-ENCODED = {"nodes": "Four stages of the encoder, standardised", "nodes_last": "The encoder's last layer"}
+of finetune does. Those that end in _last read the encoder's last layer as it is, those in _centred the same centred
+(:func:`data_of`)."""
+ENCODED = {
+    "nodes": "Four stages of the encoder, standardised",
+    "nodes_last_centred": "The encoder's last layer, centred",
+    "nodes_last": "The encoder's last layer as it is",
+}
 """{data set of evidence.py, whose encoder reads the patches: title of its tables}"""
+DASHES = {"nodes": "-", "nodes_last_centred": "-.", "nodes_last": "--"}
+"""{data set: how its lines are drawn}"""
 COUNTS = {"patches": 300, "val": 12, "test": 192}
 """Validation slides are only watched: every method keeps its last epoch."""
 QUICK_COUNTS = {"patches": 60, "train": 8, "val": 4, "test": 16}
@@ -56,11 +65,13 @@ def asked(method: str, *, quick: bool) -> dict[str, Any]:
 
 def of_evidence(method: str) -> str:
     """The method of evidence.py whose settings it has."""
-    return method.removesuffix("_turns").removesuffix("_last")
+    return method.removesuffix("_turns").removesuffix("_last").removesuffix("_centred")
 
 
 def data_of(method: str) -> str:
     """The data set of evidence.py whose encoder reads the patches."""
+    if method.endswith("_centred"):
+        return "nodes_last_centred"
     return "nodes_last" if method.endswith("_last") else "nodes"
 
 
@@ -172,7 +183,7 @@ def _views_table(found: Found, methods: Sequence[str]) -> str:
 
 
 def draw(found: Found, path: Path) -> None:
-    """Draw both curves: means as lines, dashed ones on the encoder's last layer; seeds as dots."""
+    """Draw both curves: means as lines, solid on four stages of the encoder; seeds as dots."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -193,13 +204,13 @@ def draw(found: Found, path: Path) -> None:
             seen = {x: [run["auc"] for run in of_x] for x, of_x in sorted(runs.items()) if of_x}
             if not seen:
                 continue
-            colour, last = COLOURS[titles.index(title)], data_of(method) == "nodes_last"
-            label = f"{title}, last layer" if last else title
+            colour, data = COLOURS[titles.index(title)], data_of(method)
+            label = {"nodes": title, "nodes_last": f"{title}, last layer"}.get(data, f"{title}, centred")
             means = [statistics.fmean(aucs) for aucs in seen.values()]
-            axes.plot(list(seen), means, "--" if last else "-", color=colour, label=label)
+            axes.plot(list(seen), means, DASHES[data], color=colour, label=label)
             for x, aucs in seen.items():
-                marker = "so^d"[titles.index(title)]
-                axes.plot([x] * len(aucs), aucs, marker, color=colour, markersize=2 if last else 4, alpha=0.6)
+                marker, size = "so^d"[titles.index(title)], 4 if data == "nodes" else 2
+                axes.plot([x] * len(aucs), aucs, marker, color=colour, markersize=size, alpha=0.6)
         axes.axhline(0.5, color=GREY, linestyle=":", linewidth=1)
         axes.set_xscale("log")
         ticks = sorted(point[place] for point in points)

@@ -6,7 +6,7 @@
 Slides are bags of 300 frozen features of real lymph-node patches (benchmarks/node_bags.py), with exactly so many
 patches with metastasis on every positive slide. Networks, rates and epochs are those of the methods ips_paper, ips
 and abmil of benchmarks/evidence.py, and so is what reads the patches: four stages of the encoder, or its last
-layer for the methods whose names end in _last. One start, the last epoch. Each point is kept as soon as it is
+layer for the methods whose names end in _last (as it is) and _centred. One start, the last epoch. Each point is kept as soon as it is
 finished, in curve_<method>_seed<N>.json, with its commit, machine and CPU seconds: of the shared folder in
 benchmarks/results, which are committed; of other folders, and with --quick, below --out. Nothing is run twice.
 --table prints Markdown, --plot draws the curves, both without running anything.
@@ -50,6 +50,7 @@ from benchmarks.curve_table import (  # noqa: E402
 )
 from benchmarks.evidence_data import CPU, EvidenceData  # noqa: E402
 from benchmarks.evidence_settings import (  # noqa: E402
+    DATA_SETS,
     FROZEN_MODELS,
     QUICK_EPOCHS,
     SHARED,
@@ -142,7 +143,8 @@ def run_missing(arguments: argparse.Namespace, results: Path) -> None:
 
 def encoded(arguments: argparse.Namespace, data: str) -> EncodedPatches:
     """The patches, as the encoder of a data set reads them. Their features are kept below --out."""
-    folder = arguments.out / f"patches_{evidence.digest(arguments.nodes)}_{data}"
+    owner = DATA_SETS[data].features_of or data
+    folder = arguments.out / f"patches_{evidence.digest(arguments.nodes)}_{owner}"
     return encode_patches(arguments.nodes, folder, encoder(data), side_px=SIDE_PX)
 
 
