@@ -24,8 +24,8 @@ METHODS = {
     "abmil_last": "attention MIL",
 }
 """{method: its title}. ips_turns is ips on bags that show every patch in another turn each time, as the head start
-of finetune does. Those that end in _last read the encoder's last layer as it is, those in _centred the same centred
-(:func:`data_of`)."""
+of finetune does. Those that end in _last read the encoder's last layer as it is, those in _centred the same layer,
+centred (:func:`data_of`)."""
 ENCODED = {
     "nodes": "Four stages of the encoder, standardised",
     "nodes_last_centred": "The encoder's last layer, centred",
