@@ -8,8 +8,8 @@ patches with metastasis on every positive slide. Networks, rates and epochs are 
 ips and abmil of benchmarks/evidence.py, and so is what reads the patches: four stages of the encoder, or its last
 layer for the methods whose names end in _last (as it is) and in _centred. One start, the last epoch. Each point is
 kept as soon as it is finished, in curve_<method>_seed<N>.json, with its commit, machine and CPU seconds: of the
-shared folder in benchmarks/results, which are committed; of other folders, and with --quick, below --out. Nothing is
-run twice. --table prints Markdown, --plot draws the curves, both without running anything.
+shared folder in benchmarks/results, which are committed; of other folders, and with --quick, below --out. Nothing
+is run twice. --table prints Markdown, --plot draws the curves, both without running anything.
 
 The method ips_turns is ips on slides that show every patch in another turn each time, as the head start of
 finetune does. For all but the paper's head each point also says what it brings to average over four turns of every
