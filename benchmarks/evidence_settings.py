@@ -110,6 +110,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "ips": {"training": {"epochs": 40, **CHOSEN_BY}},
     # The mean of several starts of it, as predict --checkpoint A B C says it.
     "ips_five": {"starts": 5, "training": {"epochs": 40, **CHOSEN_BY}},
+    # What ips learned, and the kept patches of the test slides in four orientations.
+    "ips_turns": {"turns": 4},
     # The project's defaults: a head start on several views of every patch; from there on everything learns, gently
     # and from several slides a step. At ten times the rate and one slide a step the encoder forgets what it knew.
     "e2e": {
@@ -117,8 +119,6 @@ METHODS: dict[str, dict[str, Any]] = {
         "head_start": {"epochs": 40, "views": 4},
         **CHOSEN_BY,
     },
-    # What ips and e2e learned, and the kept patches of the test slides in four orientations.
-    "ips_turns": {"turns": 4},
     "e2e_turns": {"turns": 4},
     # The coarse scorer lets 0.195 of a slide's patches through. The number is rounded up on each slide, so that it
     # is about a fifth.
