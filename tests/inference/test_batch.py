@@ -41,13 +41,13 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network under the rule that can be cut into parts."""
+    """A network under the rule that can be cut into parts; it reads kept patches in four orientations."""
     return checkpoint_in(tmp_path_factory.mktemp("global"), patch_mpp=2.0)
 
 
 def checkpoint_in(folder: Path, *, patch_mpp: float) -> Path:
     tiling = {**SMALL_MODEL["tiling"], "patch_mpp": patch_mpp}  # type: ignore[dict-item]
-    selection = {"rule": "global", "m": 4, "i": 8}
+    selection = {"rule": "global", "m": 4, "i": 8, "turns": 4}
     pipeline = PipelineConfig.model_validate({**SMALL_MODEL, "tiling": tiling, "selection": selection})
     torch.manual_seed(0)
     save_checkpoint(folder / "model.safetensors", build_net(pipeline.model), pipeline)
