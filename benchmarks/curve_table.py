@@ -202,7 +202,7 @@ def draw(found: Found, path: Path) -> None:
         for method, title in METHODS.items():
             runs = {point[place]: at(found, method, point).values() for point in points}
             seen = {x: [run["auc"] for run in of_x] for x, of_x in sorted(runs.items()) if of_x}
-            if not seen:
+            if len(seen) < 2:  # no line yet
                 continue
             colour, data = COLOURS[titles.index(title)], data_of(method)
             label = {"nodes": title, "nodes_last": f"{title}, last layer"}.get(data, f"{title}, centred")
