@@ -166,7 +166,7 @@ def test_figures_are_over_seeds_and_views_are_paired(tmp_path: Path) -> None:
     table = markdown(found)
     assert "| 10 % | 0.800 (worst 0.700, 1 of 2) |  |" in table
     assert "| 144 | 0.500 (worst 0.500, 0 of 2) | 0.600 (worst 0.600, 0 of 1) |" in table
-    stages, _, last = table.partition("**The encoder's last layer**")
+    stages, _, last = table.partition("**The encoder's last layer as it is**")
     assert "| 144 | 0.400 (worst 0.400, 0 of 1) |" in last
     assert "0.400" not in stages
     assert "| IPS, features averaged | +0.500 (+0.500 to +0.500) | 2 |" in table
