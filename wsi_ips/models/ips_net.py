@@ -124,7 +124,7 @@ class BagNet(nn.Module):
         """
         features = self.encoder(pixels)
         for turn in range(1, turns):
-            features = features + self.encoder(_turned(pixels, turn))
+            features = features + self.encoder(turned(pixels, turn).contiguous())
         embeddings: Tensor = self.projector(features / turns if turns > 1 else features)
         return embeddings
 
@@ -136,10 +136,10 @@ class BagNet(nn.Module):
         return logits_n
 
 
-def _turned(pixels: Tensor, turn: int) -> Tensor:
-    """Square patches (..., P, P), ``turn % 4`` quarter turns further, and mirrored if ``turn`` is 4 or more."""
-    quarters = torch.rot90(pixels, turn % 4, dims=(-2, -1))
-    return (quarters.flip(-1) if turn >= 4 else quarters).contiguous()
+def turned(patches: Tensor, symmetry: int) -> Tensor:
+    """Turn square patches (..., P, P) by ``symmetry % 4`` quarters, and mirror them if it is 4 or more."""
+    quarters = torch.rot90(patches, symmetry % 4, dims=(-2, -1))
+    return quarters.flip(-1) if symmetry >= 4 else quarters
 
 
 class Positions(nn.Module):

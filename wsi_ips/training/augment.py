@@ -18,6 +18,7 @@ from skimage.color import hed_from_rgb, rgb_from_hed
 from torch import Tensor
 
 from wsi_ips.config import AugmentConfig
+from wsi_ips.models.ips_net import turned
 
 GREY = 127.5
 """The grey level that a change of contrast leaves alone."""
@@ -70,23 +71,17 @@ def quarter_turns_and_flips(pixels_n3PP: Tensor, ids_n: Tensor, *, key: str) -> 
     """
     counters_n = ids_n.cpu().numpy().astype(np.uint64)
     symmetry_n = (_random_bits(counters_n, key) >> np.uint64(61)).astype(np.int64)
-    turned = torch.empty_like(pixels_n3PP)
+    shown = torch.empty_like(pixels_n3PP)
     if (
         pixels_n3PP.device.type == "cpu"
     ):  # one patch at a time stays in the processor's cache: 8 times as fast
         for row, symmetry in enumerate(symmetry_n):
-            turned[row] = _turned(pixels_n3PP[row], symmetry)
-        return turned
+            shown[row] = turned(pixels_n3PP[row], int(symmetry))
+        return shown
     for symmetry in range(8):
         rows = torch.from_numpy(np.flatnonzero(symmetry_n == symmetry)).to(pixels_n3PP.device)
-        turned[rows] = _turned(pixels_n3PP[rows], symmetry)
-    return turned
-
-
-def _turned(patches: Tensor, symmetry: int) -> Tensor:
-    """Turn (..., P, P) by ``symmetry % 4`` quarter turns, and mirror it if ``symmetry`` is 4 or more."""
-    quarters = torch.rot90(patches, symmetry % 4, dims=(-2, -1))
-    return quarters.flip(-1) if symmetry >= 4 else quarters
+        shown[rows] = turned(pixels_n3PP[rows], symmetry)
+    return shown
 
 
 def stained_and_coloured(pixels_n3PP: Tensor, ids_n: Tensor, *, key: str, config: AugmentConfig) -> Tensor:

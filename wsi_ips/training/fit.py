@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -272,32 +273,17 @@ def train_bags(
     config = with_time_bins(config, [bag.targets for bag in train])
     config = standardising(config.model_copy(update={"model": complete_model(config.model)}), out)
     with calculating(deterministic=config.training.deterministic):
-        return _from_all_starts(
-            train, val, config, out, device=device, progress=progress, max_bad=max_bad, coords=coords,
+        train_once = partial(
+            _train, train, val, device=device, progress=progress, max_bad=max_bad, coords=coords,
             learned_from=learned_from,
         )  # fmt: skip
+        return _from_all_starts(config, out, train_once)
 
 
 def _from_all_starts(
-    train: Sequence[Bag],
-    val: Sequence[Bag],
-    config: FinetuneConfig,
-    out: Path,
-    *,
-    device: torch.device,
-    progress: Progress,
-    max_bad: int,
-    coords: str,
-    learned_from: LearnedFrom | None,
+    config: FinetuneConfig, out: Path, train_once: Callable[[FinetuneConfig, Path], FinetuneReport]
 ) -> FinetuneReport:
     """Train once, or with ``training.restarts`` from several starts unless the head start has them."""
-
-    def train_once(config: FinetuneConfig, out: Path) -> FinetuneReport:
-        return _train(
-            train, val, config, out, device=device, progress=progress, max_bad=max_bad, coords=coords,
-            learned_from=learned_from,
-        )  # fmt: skip
-
     if config.training.restarts > 1 and not config.head_start_epochs:
         return best_start(config, out, train_once)
     return train_once(config, out)
@@ -397,17 +383,18 @@ def _head_start(
 ) -> FinetuneReport:
     """Train what follows the encoder on features of all bags."""
     content = "" if learned_from is None else learned_from.digest
-    report = _from_all_starts(
+    train_once = partial(
+        _train,
         encoded(train, net, config, out, device=device, views=views_of(config), content=content),
         encoded(val, net, config, out, device=device, content=content),
-        head_start_config(config, width=net.feature_width),
-        out / HEAD_START,
         device=device,
         progress=progress,
         max_bad=max_bad,
         coords=coords,
         learned_from=learned_from,
     )
+    start = head_start_config(config, width=net.feature_width)
+    report = _from_all_starts(start, out / HEAD_START, train_once)
     of_all(None)  # wait until the first process has written the checkpoint and nobody reads features any more
     if not config.training.head_start.keep_features and is_first_process():
         forget_features(out)
