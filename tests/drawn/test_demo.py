@@ -17,6 +17,7 @@ from wsi_ips.datasets.annotations import write_asap
 from wsi_ips.drawn import demo as of_demo
 from wsi_ips.drawn.command import DemoJob, demo
 from wsi_ips.drawn.demo import DemoScore
+from wsi_ips.models.checkpoint_head import checkpoint_config
 from wsi_ips.progress import silent
 
 SIDE = 100
@@ -118,3 +119,7 @@ def test_the_demo_ends_well_on_one_small_held_out_slide(tmp_path: Path) -> None:
     assert "slide AUC not defined" in done.stdout
     assert json.loads((tmp_path / "demo" / "metrics.json").read_text())["slide_auc"] is None
     assert "1 of 1" in (tmp_path / "demo" / "predictions" / "summary.md").read_text()
+    told = json.loads((tmp_path / "demo" / "predictions" / "run.json").read_text())["config"]["model"]
+    held = checkpoint_config(tmp_path / "demo" / "model" / "model.safetensors").model
+    assert told == held.model_dump(mode="json")
+    assert held.encoder.standardise == "centre"  # which the recipe leaves open

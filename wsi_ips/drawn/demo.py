@@ -78,7 +78,9 @@ def run_demo(
     net, pipeline = load_checkpoint(report.checkpoint)
     sha256 = checkpoint_sha256(report.checkpoint)
     predictor = Predictor(net, pipeline, streaming=config.streaming, device=device, checkpoint=sha256)
-    describe_run(run, config=config.model_dump(mode="json"), checkpoint=report.checkpoint, sha256=sha256)
+    # As predict does: what the checkpoint says of the model, which training completed.
+    described = {**config.model_dump(mode="json"), **pipeline.model_dump(mode="json")}
+    describe_run(run, config=described, checkpoint=report.checkpoint, sha256=sha256)
     outlines = {record.slide_id: _annotation(record, data) for record in held_out}
 
     def draw(result: SlideResult, path: Path, fingerprint: str) -> None:
