@@ -91,11 +91,12 @@ def evaluated(console: Console, made: Made, *flags: str) -> Any:
     return console("evaluate", made.run, made.manifest, "--bootstrap", "50", "--faithfulness", *flags)
 
 
+@pytest.mark.parametrize(("stored", "asked"), [(4, ()), (1, ("--turns", "4")), (4, ("--turns", "1"))])
 def test_patches_kept_in_several_orientations_are_read_again_as_the_run_read_them(
-    made: Made, console: Console
+    made: Made, console: Console, stored: int, asked: tuple[str, ...]
 ) -> None:
     """Without stored embeddings; what the network says of them is compared with what the run stored."""
-    made.save(ABMIL, selection={"m": 8, "i": 8, "turns": 4}).predict(console)
+    made.save(ABMIL, selection={"m": 8, "i": 8, "turns": stored}).predict(console, *asked)
     said = evaluated(console, made)
     assert said.code == 0, said.err
     assert len(made.rows()) == 4 * 3

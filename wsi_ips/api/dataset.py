@@ -14,8 +14,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from wsi_ips.api.patches import patch_finder
 from wsi_ips.api.slide import Slide
-from wsi_ips.api.streams import streaming_of
-from wsi_ips.config import TilingConfig
+from wsi_ips.api.streams import section_of
+from wsi_ips.config import StreamingConfig, TilingConfig
 from wsi_ips.errors import ConfigError, SlideFailed, count
 from wsi_ips.inference.slide_work import unreadable
 from wsi_ips.slides.base import failure_in_words
@@ -142,7 +142,9 @@ class PatchDataset(IterableDataset[Patch]):
             min_tissue=min_tissue, allow_upsampling=allow_upsampling,
         )  # fmt: skip
         self._slide_mpp = _given_mpp(slide_mpp, self._slides)
-        self._streaming = streaming_of("wsi_ips.PatchDataset", batch=DECODED_TOGETHER, threads=threads)
+        self._streaming = section_of(
+            StreamingConfig, "wsi_ips.PatchDataset", batch=DECODED_TOGETHER, threads=threads
+        )
         self._transform = transform
         for name, value, known in (
             ("on_error", on_error, ("raise", "skip")),

@@ -20,8 +20,16 @@ from torch import Tensor, nn
 from wsi_ips.api.progress import shown_progress
 from wsi_ips.api.result import Result
 from wsi_ips.api.slide import AnySlide, place_of
-from wsi_ips.api.streams import streaming_of
-from wsi_ips.config import EncoderConfig, PipelineConfig, StreamingConfig, TaskConfig, UpsamplingConfig
+from wsi_ips.api.streams import section_of
+from wsi_ips.config import (
+    EncoderConfig,
+    PipelineConfig,
+    StreamingConfig,
+    TaskConfig,
+    Turns,
+    TurnsConfig,
+    UpsamplingConfig,
+)
 from wsi_ips.config.section import first_problem
 from wsi_ips.errors import ConfigError
 from wsi_ips.inference.checkpoints import Checkpoints, EnsemblePredictor, same_patches_and_tasks
@@ -145,6 +153,7 @@ class _Reads:
 
     folder: Path | None
     allow_upsampling: bool
+    selection: TurnsConfig
     streaming: StreamingConfig
 
 
@@ -216,6 +225,7 @@ class Model:
         slide_mpp: float | None = None,
         patches: Path | str | None = None,
         allow_upsampling: bool = False,
+        turns: Turns | None = None,
         threads: int | None = None,
         progress: bool | None = None,
     ) -> Result:
@@ -227,6 +237,7 @@ class Model:
             patches: A folder of coordinates (CLAM, TRIDENT, ``wsi-ips tile``), used instead of a search for
                 tissue.
             allow_upsampling: Enlarge a slide that is more than 10 % coarser than the patches of the model.
+            turns: In how many orientations the kept patches are read: 1, 4 or 8. None: as the model was trained.
             threads: How many threads decode (2).
             progress: Whether to show a bar. None shows one in notebooks.
 
@@ -235,9 +246,13 @@ class Model:
         """
         place = absolute(locate(place_of(slide)))
         name = slide_id(place)
-        streaming = StreamingConfig() if threads is None else streaming_of("Model.predict", threads=threads)
+        asked_by = "Model.predict"
+        streaming = (
+            StreamingConfig() if threads is None else section_of(StreamingConfig, asked_by, threads=threads)
+        )
+        selection = section_of(TurnsConfig, asked_by, turns=turns)
         folder = None if patches is None else Path(patches).absolute()
-        predictor = self._predictor(_Reads(folder, allow_upsampling, streaming))
+        predictor = self._predictor(_Reads(folder, allow_upsampling, selection, streaming))
         with shown_progress(progress) as bars:
             prepared = predictor.prepare(place, slide_id=name, mpp=SlideMpp(slide_mpp)(name))
             return Result(predictor.read(prepared, progress=bars))
@@ -257,8 +272,9 @@ class Model:
             self._files.check()
             self._loaded = None  # free the old copy first, because two may not fit into memory
             loaded = load_predictor(
-                self._files, streaming=reads.streaming, device=self.device, find_patches=find
-            )
+                self._files, streaming=reads.streaming, device=self.device, find_patches=find,
+                selection=reads.selection,
+            )  # fmt: skip
             self._loaded = reads, loaded
         return self._loaded[1]
 

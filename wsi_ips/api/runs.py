@@ -21,7 +21,7 @@ from wsi_ips.api.result import Result
 from wsi_ips.api.slide import AnySlide, place_of, png_in_notebook
 from wsi_ips.commands.options import Outcome
 from wsi_ips.commands.recipe import Job, load_recipe, make_job, run_job
-from wsi_ips.config import FinetuneConfig, TaskConfig
+from wsi_ips.config import FinetuneConfig, TaskConfig, Turns
 from wsi_ips.errors import ConfigError, ResultsError, count
 from wsi_ips.evaluation.plots import draw_history, read_history
 from wsi_ips.inference.predictions import PredictionRow, read_predictions
@@ -101,6 +101,7 @@ def predict(
     slide_mpp: float | None = None,
     patches: Path | str | None = None,
     allow_upsampling: bool = False,
+    turns: Turns | None = None,
     device: str = "auto",
     progress: bool | None = None,
 ) -> Result: ...
@@ -115,6 +116,7 @@ def predict(
     slide_mpp: float | None = None,
     patches: Path | str | None = None,
     allow_upsampling: bool = False,
+    turns: Turns | None = None,
     device: str = "auto",
     progress: bool | None = None,
     overlays: bool = True,
@@ -135,6 +137,7 @@ def predict(
     slide_mpp: float | None = None,
     patches: Path | str | None = None,
     allow_upsampling: bool = False,
+    turns: Turns | None = None,
     device: str = "auto",
     progress: bool | None = None,
     overlays: bool = True,
@@ -159,6 +162,7 @@ def predict(
         slide_mpp: Resolution of the slides in µm per pixel, used instead of what the files state.
         patches: A folder of coordinates (CLAM, TRIDENT, ``wsi-ips tile``), used instead of a search for tissue.
         allow_upsampling: Enlarge slides that are more than 10 % coarser than the patches of the model.
+        turns: In how many orientations the kept patches are read: 1, 4 or 8. None: as the model was trained.
         device: ``auto`` takes a GPU if there is one. A loaded model stays on its own device.
         progress: Whether to show bars. None shows them in notebooks.
         overlays: With ``out``: draw the overlay of every slide.
@@ -184,17 +188,14 @@ def predict(
     Run('run', 2 slides labelled)
     """
     if out is None:
-        given = (calibration, coords, embeddings or None, workers, force or None)
-        if any(value is not None for value in given) or on_error != "report":
-            raise ConfigError(
-                "wsi_ips.predict: calibration, coords, embeddings, workers, on_error and force go with out, the "
-                "folder that results are written into"
-            )
+        stops = on_error != "report"
+        _check_none_is_for_out(calibration, coords, embeddings or None, workers, stops or None, force or None)
         _check_one_slide(locate(place_of(slides)))
         loaded = model if isinstance(model, Model) else load(model, device=device)
         return loaded.predict(
-            slides, slide_mpp=slide_mpp, patches=patches, allow_upsampling=allow_upsampling, progress=progress
-        )
+            slides, slide_mpp=slide_mpp, patches=patches, allow_upsampling=allow_upsampling, turns=turns,
+            progress=progress,
+        )  # fmt: skip
     values: dict[str, Any] = {
         "command": "predict",
         "slides": place_of(slides),
@@ -205,6 +206,7 @@ def predict(
         "from_coords": patches,
         "coords": coords,
         "tiling": {"allow_upsampling": allow_upsampling},
+        "selection": {"turns": turns},
         "overlays": overlays,
         "calibration": calibration,
         "embeddings": embeddings,
@@ -213,6 +215,15 @@ def predict(
     }
     run_reported(make_job(values, source="wsi_ips.predict"), progress)
     return Run(out)
+
+
+def _check_none_is_for_out(*given: object) -> None:
+    """Raise :class:`ConfigError` if something is given that only a run with a folder has."""
+    if any(value is not None for value in given):
+        raise ConfigError(
+            "wsi_ips.predict: calibration, coords, embeddings, workers, on_error and force go with out, the "
+            "folder that results are written into"
+        )
 
 
 def _check_one_slide(place: Location) -> None:

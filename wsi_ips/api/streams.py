@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wsi_ips.api.patches import Patches, patch_finder
 from wsi_ips.api.slide import AnySlide, place_of, reading
-from wsi_ips.config import StreamingConfig, TilingConfig
+from wsi_ips.config import Section, StreamingConfig, TilingConfig
 from wsi_ips.config.section import first_problem
 from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.inference.slide_work import unreadable
@@ -23,6 +23,7 @@ from wsi_ips.streaming.stream import PatchStream
 from wsi_ips.tiling.grid import PatchCoords
 
 logger = logging.getLogger(__name__)
+S = TypeVar("S", bound=Section)
 
 
 class Batch(NamedTuple):
@@ -151,7 +152,7 @@ def stream(
     ...     print(features.shape, batch.xy.shape)
     torch.Size([14, 512]) torch.Size([14, 2])
     """
-    streaming = streaming_of("wsi_ips.stream", batch=batch, threads=threads)
+    streaming = section_of(StreamingConfig, "wsi_ips.stream", batch=batch, threads=threads)
     sizes: dict[str, Any] = {"px": px, "mpp": mpp, "mag": mag, "overlap": overlap, "min_tissue": min_tissue}
     if isinstance(patches, Patches):
         given = {**sizes, "slide_mpp": slide_mpp, "tiling": tiling}
@@ -166,10 +167,10 @@ def stream(
     return Stream(slide, coords, streaming, device=device)
 
 
-def streaming_of(asked_by: str, **settings: Any) -> StreamingConfig:
+def section_of(kind: type[S], asked_by: str, **settings: Any) -> S:
     """The settings as a section. Raises :class:`ConfigError` that names the setting that is not possible."""
     try:
-        return StreamingConfig(**settings)
+        return kind(**settings)
     except ValidationError as error:
         raise ConfigError(f"{asked_by}: {first_problem(error)}") from None
 

@@ -29,7 +29,14 @@ from wsi_ips.commands.options import (
 )
 from wsi_ips.commands.recipe import Job
 from wsi_ips.commands.slides import PatchesOfJob, Resolution, SlidesOfJob, given_mpp, slides_by_id
-from wsi_ips.config import BatchConfig, Computing, PipelineConfig, StreamingConfig, UpsamplingConfig
+from wsi_ips.config import (
+    BatchConfig,
+    Computing,
+    PipelineConfig,
+    StreamingConfig,
+    TurnsConfig,
+    UpsamplingConfig,
+)
 from wsi_ips.errors import ConfigError, count
 from wsi_ips.progress import Progress
 from wsi_ips.storage.location import Location, absolute, locate
@@ -87,6 +94,8 @@ class PredictJob(PatchesOfJob, Resolution, Computing, Job):
     """How the slides' probabilities make a patient's. Not used with ``bag: case``, where nothing is pooled."""
     tiling: UpsamplingConfig = UpsamplingConfig()
     """All else of the tiling is the checkpoint's."""
+    selection: TurnsConfig = TurnsConfig()
+    """All else of the selection is the checkpoint's."""
     streaming: StreamingConfig = StreamingConfig()
     batch: BatchConfig = BatchConfig()
 
@@ -115,6 +124,8 @@ class PredictJob(PatchesOfJob, Resolution, Computing, Job):
                 )
             if self.compile or self.precision in ("bf16", "fp16"):
                 raise ValueError("features need no encoder: precision and compile go with slides")
+            if self.selection.turns is not None:
+                raise ValueError("features have no pixels to turn: turns goes with slides")
             if self.slides is None and (self.slide_mpp is not None or self.mpp_csv is not None):
                 raise ValueError("features are read as they are: slide_mpp and mpp_csv go with slides")
         return self
@@ -170,6 +181,14 @@ Pool = Annotated[
         autocompletion=one_of("max", "mean", "noisy_or"),
     ),
 ]
+TurnsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--turns",
+        help="Read kept patches in 1, 4 or 8 orientations and average (default: as trained).",
+        autocompletion=one_of("1", "4", "8"),
+    ),
+]
 
 face = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -204,6 +223,7 @@ def command(
     explain: Explain = None,
     cases: Cases = None,
     pool: Pool = None,
+    turns: TurnsOption = None,
     precision: PrecisionOption = None,
     compile_: Compile = None,
     device: Devices = None,
@@ -219,7 +239,8 @@ def command(
              "embeddings": embeddings, "explain": explain, "cases": cases, "pool": pool,
              "precision": precision, "compile": compile_}  # fmt: skip
     batch = {"workers": workers, "threads": threads, "scheduler": scheduler, "on_error": on_error}
-    start("predict", flags, recipe=recipe, overrides=set_, sections={"batch": batch})
+    sections: dict[str, dict[str, Any]] = {"batch": batch, "selection": {"turns": turns}}
+    start("predict", flags, recipe=recipe, overrides=set_, sections=sections)
 
 
 def predict(job: PredictJob, progress: Progress) -> Outcome:
@@ -245,11 +266,9 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     run = RunFolder(job.out)
     setup = _setup(job, pipeline, raster=raster)
     calibration = _calibration(job, setup.models, pipeline)
-    # With the checkpoint's own config, so that the run can be read where the checkpoint is not.
-    config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json", exclude={"tiling"})}
     claim = claimed(
         run,
-        config=config,
+        config=_told(job, pipeline),
         checkpoint=job.checkpoints[0],
         sha256=setup.models.sha256,
         code=setup.models.code,
@@ -417,7 +436,18 @@ def _pipeline(job: PredictJob) -> tuple[PipelineConfig, bool]:
 
         check_explained(first)
     raster = any(one.model.attention.positions == "raster" for one in (first, *others))
-    return first.model_copy(update={"tiling": job.tiling.added_to(first.tiling)}), raster
+    changed = {
+        "tiling": job.tiling.added_to(first.tiling),
+        "selection": job.selection.added_to(first.selection),
+    }
+    return first.model_copy(update=changed), raster
+
+
+def _told(job: PredictJob, pipeline: PipelineConfig) -> dict[str, Any]:
+    """The settings in ``run.json``: the job's, and all of the model's, so that the run can be read where the
+    checkpoint is not."""
+    its_own = job.model_dump(mode="json", exclude={"tiling", "selection"})
+    return {**pipeline.model_dump(mode="json"), **its_own}
 
 
 def _calibration(job: PredictJob, models: "Checkpoints", pipeline: PipelineConfig) -> "Calibration | None":
@@ -427,7 +457,13 @@ def _calibration(job: PredictJob, models: "Checkpoints", pipeline: PipelineConfi
     if job.calibration is None:
         return None
     calibration = read_calibration(job.calibration)
-    check_belongs(job.calibration, calibration, sha256=models.sha256, tasks=pipeline.model.tasks)
+    check_belongs(
+        job.calibration,
+        calibration,
+        sha256=models.sha256,
+        turns=pipeline.selection.turns,
+        tasks=pipeline.model.tasks,
+    )
     return calibration
 
 
@@ -459,6 +495,7 @@ def _setup(job: PredictJob, pipeline: PipelineConfig, *, raster: bool) -> "Worke
         find_patches=patches_from(
             pipeline.tiling, coords=job.coords, from_coords=job.from_coords, raster=raster
         ),
+        selection=job.selection,
         deterministic=job.deterministic,
         compute=_compute(job, look=job.compile or may_have_cuda()),
     )
@@ -559,9 +596,8 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
     paths = list_features(features)
     predictor.check_first(paths.values())
     case_of = _case_of(job, pipeline, list(paths))
-    config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json", exclude={"tiling"})}
     claim = claimed(
-        run, config=config, checkpoint=job.checkpoints[0], sha256=models.sha256,
+        run, config=_told(job, pipeline), checkpoint=job.checkpoints[0], sha256=models.sha256,
         code=models.code, force=job.force,
         numerics=numerics(), more=_more(models, calibration),
     )  # fmt: skip

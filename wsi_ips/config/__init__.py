@@ -16,6 +16,8 @@ from wsi_ips.config.model import (
     ScorerConfig,
     SelectionConfig,
     TaskConfig,
+    Turns,
+    TurnsConfig,
     task_queries,
 )
 from wsi_ips.config.pipeline import BatchConfig, FinetuneConfig, PipelineConfig, WorkersConfig
@@ -73,6 +75,8 @@ __all__ = [
     "TissueModelConfig",
     "TrainingConfig",
     "TransformConfig",
+    "Turns",
+    "TurnsConfig",
     "UpsamplingConfig",
     "WorkersConfig",
     "read_specification_table",

@@ -28,6 +28,7 @@ from wsi_ips.config.encoder import EncoderConfig
 from wsi_ips.config.section import FILLED_IN, Fraction, LayerWidth, Section
 from wsi_ips.config.specification import READ_NO_FILE
 from wsi_ips.config.survival import SurvivalConfig
+from wsi_ips.errors import ConfigError
 from wsi_ips.registry import check_known
 
 LETTERS: Mapping[str, str] = MappingProxyType({"m": "memory_size", "i": "iteration_size"})
@@ -119,6 +120,10 @@ class ScorerConfig(Section):
         return self
 
 
+Turns = Literal[1, 4, 8]
+"""The orientations that patches are read in: as they are, four quarter turns, or these and their mirror images."""
+RANKING = ("ips", "cascade")
+"""The selectors that rank patches and keep the first of them."""
 OUR_SELECTORS = ("ips", "attention_sampling", "cascade", "all", "random")
 """The selectors that come with wsi_ips. Other packages add theirs under the entry point group
 ``wsi_ips.selectors``."""
@@ -156,7 +161,7 @@ class SelectionConfig(Section):
     reads those that are kept. It works on the features of the same encoder, which does not learn. None: the
     aggregator of the model.
     """
-    turns: Literal[1, 4, 8] = 1
+    turns: Turns = 1
     """``ips`` and ``cascade``: in how many orientations the kept patches are read: as they are, in four quarter
     turns, or in these and their mirror images. Their features are averaged. Patches are scored in one orientation
     whatever this is, and training shows them in one. Each kept patch is read a second time and encoded so often.
@@ -227,17 +232,35 @@ class SelectionConfig(Section):
             )
         if self.selector == "cascade" and scorer not in ("conv", "encoder"):
             raise ValueError(f"coarse.scorer: selector: cascade has conv and encoder, not {scorer}")
-        if self.scorer is not None and self.selector not in ("ips", "cascade"):
+        if self.scorer is not None and self.selector not in RANKING:
             raise ValueError(
                 f"scorer goes with selector: ips or cascade, and {self.selector} ranks no patches by it: leave it "
                 "out"
             )
-        if self.turns != 1 and self.selector not in ("ips", "cascade"):
-            raise ValueError(
-                f"turns goes with selector: ips or cascade, which keep some of the patches, not {self.selector}: "
-                "leave it out"
-            )
+        if self.turns != 1 and self.selector not in RANKING:
+            raise ValueError(_no_turns(self.selector))
         return self
+
+
+class TurnsConfig(Section):
+    """The one setting that may be changed in the selection of a checkpoint."""
+
+    turns: Turns | None = None
+    """In how many orientations the kept patches are read, see :class:`SelectionConfig`. None: as the checkpoint
+    says.
+    """
+
+    def added_to(self, selection: SelectionConfig) -> SelectionConfig:
+        """The same selection with these turns. Raises :class:`ConfigError` if its selector keeps no patches."""
+        if self.turns is None:
+            return selection
+        if self.turns != 1 and selection.selector not in RANKING:
+            raise ConfigError(f"selection.turns: {_no_turns(selection.selector)}")
+        return selection.model_copy(update={"turns": self.turns})
+
+
+def _no_turns(selector: str) -> str:
+    return f"turns goes with selector: ips or cascade, which keep some patches, not {selector}: leave it out"
 
 
 class AttentionConfig(Section):

@@ -37,8 +37,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
 
-from wsi_ips.config import Fraction, Section, TaskConfig
-from wsi_ips.errors import CalibrationError
+from wsi_ips.config import Fraction, Section, TaskConfig, Turns
+from wsi_ips.errors import CalibrationError, count
 from wsi_ips.evaluation.intervals import LEVEL, Interval, Picked, bootstrap
 from wsi_ips.storage.files import whole_file
 from wsi_ips.storage.stored_json import read_stored_json
@@ -495,6 +495,8 @@ class Calibration(Section):
     format: Literal[1] = 1
     checkpoint: str
     """SHA-256 of the checkpoint whose run was calibrated; for several, that of their run."""
+    turns: Turns = 1
+    """In how many orientations that run read the kept patches."""
     split: Literal["val", "test"]
     risk: Risk
     by_class: bool
@@ -529,17 +531,26 @@ def read_calibration(path: Path) -> Calibration:
     )
 
 
-def check_belongs(path: Path, calibration: Calibration, *, sha256: str, tasks: Sequence[TaskConfig]) -> None:
-    """Check that a calibration was made for this checkpoint and these tasks.
+def check_belongs(
+    path: Path, calibration: Calibration, *, sha256: str, turns: int, tasks: Sequence[TaskConfig]
+) -> None:
+    """Check that a calibration was made for this checkpoint, read in so many orientations, and these tasks.
 
     Raises:
-        CalibrationError: It belongs to another checkpoint, or to tasks that the model does not have.
+        CalibrationError: It belongs to another checkpoint, to other turns, or to tasks that the model does not
+            have.
     """
     if calibration.checkpoint != sha256:
         raise CalibrationError(
             path,
             f"belongs to checkpoint {calibration.checkpoint[:12]}, this one is {sha256[:12]}",
             "calibrate a run of this checkpoint (for several: of the same ones in the same order)",
+        )
+    if calibration.turns != turns:
+        raise CalibrationError(
+            path,
+            f"was made of patches in {count(calibration.turns, 'orientation')}, and they are read in {turns}",
+            f"calibrate a run of predict --turns {turns}, or predict with --turns {calibration.turns}",
         )
     known = {task.name: (task.classes, task.activation) for task in tasks}
     for name, task in calibration.tasks.items():

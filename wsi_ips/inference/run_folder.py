@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from pydantic import TypeAdapter, ValidationError
 
-from wsi_ips.config import TaskConfig
+from wsi_ips.config import TaskConfig, Turns
 from wsi_ips.config.heat import MapKind
 from wsi_ips.errors import ConfigError, ResultsError, one_line
 from wsi_ips.storage.files import whole_file
@@ -231,7 +231,17 @@ def _deciding(config: Mapping[str, Any], sha256: str, code: Mapping[str, str]) -
         "--from-coords": "given" if config.get("from_coords") else "not given",
         "deterministic": config.get("deterministic", False),
         "streaming.decode": config.get("streaming", {}).get("decode"),
+        "selection.turns": turns_of(config),
     }
+
+
+def turns_of(config: object) -> Turns:
+    """In how many orientations the kept patches of a run were read, from its settings in ``run.json``. Runs of
+    earlier versions do not say it, and have one; so has one that says anything else.
+    """
+    selection = config.get("selection") if isinstance(config, Mapping) else None
+    turns = selection.get("turns") if isinstance(selection, Mapping) else None
+    return next((known for known in get_args(Turns) if known == turns), 1)
 
 
 def _clear(run: RunFolder) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from wsi_ips import timeline
-from wsi_ips.config import StreamingConfig
+from wsi_ips.config import StreamingConfig, TurnsConfig
 from wsi_ips.errors import CheckpointError
 from wsi_ips.inference.checkpoints import CheckpointFile, Checkpoints, EnsemblePredictor
 from wsi_ips.inference.in_hand import looked_at_meanwhile
@@ -51,6 +51,7 @@ class WorkerSetup:
         embeddings: Also store the embeddings of the kept patches.
         gradients: Also store gradient times input of the kept patches.
         find_patches: How patches are found, see :class:`Predictor`.
+        selection: What is changed in the selection of the checkpoints.
         start: Id of the start of the run, see :class:`SlideRecorder`.
         deterministic: See :class:`Predictor`.
         compute: What the encoder of each checkpoint computes in, and whether it is compiled. Empty: float32, not
@@ -68,6 +69,7 @@ class WorkerSetup:
     embeddings: bool = False
     gradients: bool = False
     find_patches: FindPatches | None = None
+    selection: TurnsConfig = field(default_factory=TurnsConfig)
     start: str | None = None
     deterministic: bool = False
     compute: tuple[Compute, ...] = ()
@@ -132,6 +134,7 @@ class WorkerSetup:
             streaming=streaming,
             device=device,
             find_patches=self.find_patches,
+            selection=self.selection,
             deterministic=self.deterministic,
             gradients=self.gradients,
             compute=self.compute,
@@ -145,6 +148,7 @@ def load_predictor(
     streaming: StreamingConfig,
     device: "torch.device",
     find_patches: FindPatches | None = None,
+    selection: TurnsConfig | None = None,
     deterministic: bool = False,
     gradients: bool = False,
     compute: Sequence[Compute] = (),
@@ -156,19 +160,21 @@ def load_predictor(
         streaming: How slides are read.
         device: Where the networks run.
         find_patches: How patches are found, see :class:`Predictor`.
+        selection: What is changed in the selection of the checkpoints. None: nothing.
         deterministic: See :class:`Predictor`.
         gradients: See :class:`Predictor`.
         compute: What the encoder of each checkpoint computes in, see :class:`WorkerSetup`.
 
     Raises:
         CheckpointError: A file is not a checkpoint.
-        ConfigError: Gradients are asked for, and the selector of a checkpoint cannot give them; or an encoder is
+        ConfigError: Gradients or turns are asked for, and the selector of a checkpoint has none; or an encoder is
             to be compiled, and this machine has no compiler for it.
     """
     from wsi_ips.inference.predict import Predictor
     from wsi_ips.models.checkpoint import load_checkpoint
     from wsi_ips.models.encoders.network import check_compiles
 
+    changed = selection or TurnsConfig()
     if any(each.compiled_batch for each in compute):
         check_compiles(device)
 
@@ -176,7 +182,7 @@ def load_predictor(
         net, pipeline = load_checkpoint(file.path, advance_rng=False)
         return Predictor(
             net,
-            pipeline,
+            pipeline.model_copy(update={"selection": changed.added_to(pipeline.selection)}),
             streaming=streaming,
             device=device,
             checkpoint=file.sha256,

@@ -38,7 +38,7 @@ from wsi_ips.evaluation.run.joined import Joined, join
 from wsi_ips.evaluation.run.tasks import check_scored
 from wsi_ips.evaluation.task_scores import Scored
 from wsi_ips.inference.predictions import BETWEEN, PredictionRow, read_predictions
-from wsi_ips.inference.run_folder import RunFolder, chosen_tasks, description_of, tasks_of_run
+from wsi_ips.inference.run_folder import RunFolder, chosen_tasks, description_of, tasks_of_run, turns_of
 from wsi_ips.progress import Progress
 
 
@@ -250,6 +250,7 @@ def calibrate_run(
             advance(one.name)
     calibration = Calibration(
         checkpoint=checkpoint,
+        turns=turns_of(description_of(run).get("config")),
         split=split,
         risk=risk,
         by_class=by_class,

@@ -18,14 +18,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from wsi_ips.config import PipelineConfig, StreamingConfig
+from wsi_ips.config import StreamingConfig
 from wsi_ips.config.section import first_problem
 from wsi_ips.datasets.feature_files import open_features
 from wsi_ips.errors import CheckpointError, ConfigError, ResultsError, one_line
 from wsi_ips.evaluation.run.config import EvaluationConfig
 from wsi_ips.heatmaps.maps import check_same_slide
 from wsi_ips.inference.results import SlideResult, read_result
-from wsi_ips.inference.run_folder import RunFolder, description_of, stored_location
+from wsi_ips.inference.run_folder import RunFolder, description_of, stored_location, turns_of
 from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
 from wsi_ips.models.ips_net import IPSNet
 from wsi_ips.selection.slide_reading import encode_again
@@ -66,7 +66,8 @@ class KeptBags:
     Attributes:
         run: The run.
         net: Its network, in eval mode on its device.
-        pipeline: The configuration that it was trained with.
+        of_features: Whether it reads stored features, not slides.
+        turns: In how many orientations the run read the kept patches.
         streaming: How the run read slides.
         sha256: The SHA-256 of the checkpoint.
         elsewhere: ``{slide_id: where the slide is now}``; None: where ``predict`` read it.
@@ -75,7 +76,8 @@ class KeptBags:
 
     run: RunFolder
     net: IPSNet
-    pipeline: PipelineConfig
+    of_features: bool
+    turns: int
     streaming: StreamingConfig
     sha256: str
     elsewhere: Mapping[str, Location] | None
@@ -110,10 +112,12 @@ class KeptBags:
                 "sampling has none: leave --faithfulness out"
             )
         elsewhere = unique_slide_ids(find_slides(config.slides)) if config.slides is not None else None
+        turns = turns_of(described.get("config"))
         return cls(
             run,
             net.to(pick_device(config.device)).eval(),
-            pipeline,
+            pipeline.model.encoder.features is not None,
+            turns,
             _streaming(described),
             sha256,
             elsewhere,
@@ -162,15 +166,14 @@ class KeptBags:
     def _encoded(self, result: SlideResult, ids_M: Tensor) -> Tensor:
         """Embeddings of the kept patches, made anew."""
         batch = self.streaming.batch
-        if self.pipeline.model.encoder.features is not None:
+        if self.of_features:
             location = stored_location(result.slide_path, open_urls=False)
             with open_source(open_features(Path(str(location))), batch=batch, device=self.device) as source:
                 return encode_again(self.net, source, ids_M, batch=batch)
         with open_slide(self._location(result)) as slide:
             check_same_slide(slide, result)
             stream = PatchStream(slide, result.coords, config=self.streaming, device=self.device)
-            turns = self.pipeline.selection.turns
-            return encode_again(self.net, stream, ids_M, batch=batch, turns=turns)
+            return encode_again(self.net, stream, ids_M, batch=batch, turns=self.turns)
 
     def _location(self, result: SlideResult) -> Location:
         slide_id = result.coords.slide_id
