@@ -333,12 +333,13 @@ class ResultsError(FileError):
 def one_line(what: Exception | str, *, most: int | None = None) -> str:
     """The text of an error on one line, for a message or a table cell.
 
-    Line breaks and runs of blanks become single blanks. With ``most``, only that many characters are kept. A
-    ``KeyError`` becomes ``no <key>``, since its own text is the key alone.
+    Line breaks and runs of blanks become single blanks. With ``most``, a text of more characters is cut to that
+    many, the last of which is ``…``. A ``KeyError`` becomes ``no <key>``, since its own text is the key alone.
     """
     missing = isinstance(what, KeyError) and len(what.args) == 1
     text = f"no {what.args[0]}" if missing and isinstance(what, KeyError) else str(what)
-    return " ".join(text.split())[:most]
+    line = " ".join(text.split())
+    return line if most is None or len(line) <= most else line[: most - 1] + "…"
 
 
 def count(number: int, thing: str, things: str | None = None) -> str:

@@ -356,6 +356,78 @@ def test_a_calibration_of_another_checkpoint_is_refused(world: World) -> None:
     assert not (world.folder / "other").exists()
 
 
+def test_a_table_that_was_calibrated_is_not_calibrated_again_whatever_run_json_says(world: World) -> None:
+    """A start that dies after it has written run.json leaves no table of the one before; nor is one believed."""
+    run = world.folder / "calibrated"
+    assert world.calibrate().code == 0
+    assert world.predict("calibrated", "--calibration", world.json).code == 0
+    described = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**described, "calibration": None}))
+    for said in (
+        world.console("calibrate", run, world.folder / "labels.csv", "--out", world.folder / "wrong.json"),
+        world.evaluate("calibrated"),
+    ):
+        assert said.code == 2
+        assert "was calibrated for other tasks than run.json says; predict again" in said.complaint
+    assert not (world.folder / "wrong.json").exists()
+
+
+@pytest.mark.parametrize("what", ["temperature", "thresholds", "checkpoint"])
+def test_a_table_that_another_calibration_made_is_not_scored(world: World, what: str) -> None:
+    run = world.folder / "calibrated"
+    assert world.calibrate().code == 0
+    assert world.predict("calibrated", "--calibration", world.json).code == 0
+    described = json.loads((run / "run.json").read_text())
+    its = described["calibration"]["tasks"]["label"]
+    if what == "temperature":
+        its["temperature"] *= 1.01
+    elif what == "thresholds":
+        its["rules"][0]["thresholds"] = [1, 1]
+    else:
+        described["calibration"]["checkpoint"] = "ab" * 32
+    (run / "run.json").write_text(json.dumps(described))
+    said = world.evaluate("calibrated")
+    assert said.code == 2
+    assert (
+        "of another checkpoint" if what == "checkpoint" else "calibrated in another way"
+    ) in said.complaint
+
+
+def test_no_table_of_another_calibration_outlives_its_run_json(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = world.folder / "run"
+    assert world.calibrate().code == 0
+    assert (run / "predictions.csv").is_file()
+
+    def dies(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("wsi_ips.inference.feature_predict.RunTables", dies)
+    assert world.predict("run", "--calibration", world.json).code != 0
+    assert json.loads((run / "run.json").read_text())["calibration"] is not None
+    assert not (run / "predictions.csv").exists()
+    assert list((run / "attention").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"tasks": {}}, "at least 1 item"),
+        ({"slides": []}, "at least 1 item"),
+        ({"checkpoint": "ab"}, "checkpoint"),
+        ({"turns": True}, "turns: true is not a number"),
+    ],
+)
+def test_a_calibration_that_says_nothing_is_refused(world: World, values: dict[str, Any], said: str) -> None:
+    assert world.calibrate().code == 0
+    world.json.write_text(json.dumps({**json.loads(world.json.read_text()), **values}))
+    told = world.predict("other", "--calibration", world.json)
+    assert told.code == 2
+    assert said in told.complaint
+    assert not (world.folder / "other").exists()
+
+
 def test_a_file_that_is_no_calibration_is_refused_before_anything_is_done(world: World) -> None:
     world.json.write_text("{}")
     said = world.predict("other", "--calibration", world.json)
@@ -411,7 +483,8 @@ def test_slides_are_not_read_again_for_their_calibration(
         question="", answers=("normal", "tumor"), thresholds=(threshold, threshold), cases=(9, 9)
     )
     calibration = Calibration(
-        checkpoint=checkpoint_sha256(small_checkpoint), split="val", risk=0.1, by_class=False, seed=0, slides=(),
+        checkpoint=checkpoint_sha256(small_checkpoint), split="val", risk=0.1, by_class=False, seed=0,
+        slides=("another",),
         tasks={
             "label": TaskCalibration(
                 classes=("normal", "tumor"), activation="softmax", temperature=4.0, temperature_fitted=True,
@@ -432,7 +505,7 @@ def test_slides_are_not_read_again_for_their_calibration(
     said = console("report", run)
     assert said.code == 0, said
     assert (
-        "Probabilities are calibrated: <bdi>label: on 0 slides of split val"
+        "Probabilities are calibrated: <bdi>label: on 1 slide of split val"
         in (run / "report.html").read_text()
     )
     other = tmp_path / "other"

@@ -1,17 +1,20 @@
 """Features of unequal scales (``model.encoder.standardise``)."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import timm
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from tests.conftest import SMALL_MODEL
 from tests.training.memory_bags import MemoryBag
 from wsi_ips.config import FinetuneConfig
+from wsi_ips.errors import CheckpointError
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import load_checkpoint, save_checkpoint
 from wsi_ips.models.encoders.projectors import StandardisedProjector
@@ -30,6 +33,7 @@ Json = dict[str, Any]
 
 
 Standardise = Literal["centre"] | bool | None
+CHOICES: tuple[Standardise, ...] = (False, True, "centre")
 
 
 def on_features(*, standardise: Standardise = True, **more: Any) -> FinetuneConfig:
@@ -327,6 +331,45 @@ def test_a_training_goes_on_as_the_checkpoint_that_it_begins_from(
     net, held = load_checkpoint(report.checkpoint)
     assert held.model.encoder.standardise == (before or None)
     assert isinstance(net.projector, StandardisedProjector) is bool(before)
+
+
+@pytest.mark.parametrize(("before", "asked"), [(x, y) for x in CHOICES for y in CHOICES if x != y])
+def test_a_training_that_asks_for_other_scales_than_its_start_has_is_refused(
+    tmp_path: Path, before: Standardise, asked: Standardise
+) -> None:
+    """Their weights have equal shapes, and the start would bring its own scales along."""
+    bags = [features_bag(number) for number in range(8)]
+    first = train_bags(
+        bags[2:], bags[:2], on_features(standardise=before), tmp_path / "first", device=CPU
+    ).checkpoint
+    config = on_features(standardise=asked, training={"epochs": 1, "start": first})
+    with pytest.raises(
+        CheckpointError, match=rf"standardise: {str(before).lower()}, and this model has"
+    ) as told:
+        train_bags(bags[2:], bags[:2], config, tmp_path / "second", device=CPU)
+    assert f"or set it to {str(before).lower()}" in str(told.value)
+
+
+@pytest.mark.parametrize("standardise", ["yes", 5, [1], "center"])
+def test_a_run_json_that_says_nonsense_of_it_is_passed_over(tmp_path: Path, standardise: object) -> None:
+    bags, config = [features_bag(number) for number in range(8)], on_features(standardise=None)
+    train_bags(bags[2:], bags[:2], config, tmp_path, device=CPU)
+    described = json.loads((tmp_path / "run.json").read_text())
+    described["config"]["model"]["encoder"]["standardise"] = standardise
+    (tmp_path / "run.json").write_text(json.dumps(described))
+    assert standardising(config, tmp_path).model.encoder.standardise == "centre"
+
+
+def test_what_it_may_be_is_said() -> None:
+    with pytest.raises(ValidationError, match="'center' is none of centre, true and false"):
+        on_features(standardise="center")  # type: ignore[arg-type]
+
+
+def test_features_as_large_as_float32_goes_have_finite_scales() -> None:
+    projector = StandardisedProjector(2, None, each=False)
+    projector.take(torch.zeros(2), torch.tensor([1e37, 1.0]))
+    assert float(projector.deviation[0]) == pytest.approx(1e37 / math.sqrt(2), rel=1e-6)
+    assert projector(torch.tensor([[1e37, 1.0]])).isfinite().all()
 
 
 def test_centred_features_keep_how_much_they_vary_beside_each_other() -> None:

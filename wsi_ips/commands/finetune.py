@@ -147,7 +147,10 @@ def _once(manifest: "Manifest", job: FinetuneJob, progress: Progress) -> Outcome
     if not is_first_process():
         return Outcome([])
     best = report.history[report.best_epoch]
-    figures = ", ".join(f"{name} {value:.4f}" for name, value in best.items() if name != "epoch")
+    # Adding 0 makes -0.0, to which a small negative number is rounded, 0.0.
+    figures = ", ".join(
+        f"{name} {round(value, 4) + 0:.4f}" for name, value in best.items() if name != "epoch"
+    )
     failures = [f"{slide_id}: {reason}" for slide_id, reason in report.bad.items()]
     place = f"{report.best_epoch + 1} of {len(report.history)} (epoch {best['epoch']:g} in history.csv)"
     best_epoch = f"best epoch {place}: {figures}"

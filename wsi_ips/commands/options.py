@@ -121,6 +121,7 @@ def start(
     from wsi_ips.commands.recipe import Origin, load_recipe, make_job, with_overrides
     from wsi_ips.errors import ConfigError
 
+    _check_said_once(flags, sections or {}, overrides or ())
     values = in_recipe = load_recipe(recipe) if recipe else {}
     given = {name: value for name, value in flags.items() if value is not None}
     values = {**values, **given, "command": command}
@@ -157,6 +158,22 @@ def start(
         overrides=tuple(overrides or ()),
     )
     start_job(make_job(with_overrides(values, overrides or ()), source=origin))
+
+
+def _check_said_once(
+    flags: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]], overrides: Sequence[str]
+) -> None:
+    """Raise :class:`ConfigError` for a setting that a flag gives and ``--set`` too."""
+    from wsi_ips.errors import ConfigError, one_line
+
+    by_flag = [name for name, value in flags.items() if value is not None]
+    for section, its in sections.items():
+        by_flag += [f"{section}.{name}" for name, value in its.items() if value is not None]
+    for override in overrides:
+        key = override.partition("=")[0]
+        if twice := [name for name in by_flag if f"{name}.".startswith(f"{key}.")]:
+            said = one_line(override, most=80)
+            raise ConfigError(f"--set {said}: an option of the command gives {twice[0]} too: leave one out")
 
 
 def start_job(job: Any) -> None:

@@ -422,7 +422,7 @@ def _pipeline(job: PredictJob) -> tuple[PipelineConfig, bool]:
     """
     from wsi_ips.inference.checkpoints import same_patches_and_tasks
 
-    first, *others = same_patches_and_tasks(job.checkpoints)
+    first, *others = same_patches_and_tasks(job.checkpoints, job.selection)
     if first.model.encoder.features is not None:
         raise ConfigError(
             f"{job.checkpoints[0]}: reads stored features, not slides; give them with --features"
@@ -436,23 +436,21 @@ def _pipeline(job: PredictJob) -> tuple[PipelineConfig, bool]:
 
         check_explained(first)
     raster = any(one.model.attention.positions == "raster" for one in (first, *others))
-    changed = {
-        "tiling": job.tiling.added_to(first.tiling),
-        "selection": job.selection.added_to(first.selection),
-    }
-    return first.model_copy(update=changed), raster
+    return first.model_copy(update={"tiling": job.tiling.added_to(first.tiling)}), raster
 
 
 def _told(job: PredictJob, pipeline: PipelineConfig) -> dict[str, Any]:
     """The settings in ``run.json``: the job's, and all of the model's, so that the run can be read where the
-    checkpoint is not."""
-    its_own = job.model_dump(mode="json", exclude={"tiling", "selection"})
-    return {**pipeline.model_dump(mode="json"), **its_own}
+    checkpoint is not. The turns are said where they are the default too, since the checkpoint may say others."""
+    of_model, its_own = pipeline.model_dump(mode="json"), job.model_dump(mode="json")
+    selection = {**of_model["selection"], "turns": pipeline.selection.turns}
+    return {**of_model, **its_own, "tiling": of_model["tiling"], "selection": selection}
 
 
 def _calibration(job: PredictJob, models: "Checkpoints", pipeline: PipelineConfig) -> "Calibration | None":
     """Raises :class:`CalibrationError` for one that is not these checkpoints'."""
     from wsi_ips.evaluation.conformal import check_belongs, read_calibration
+    from wsi_ips.models.checkpoint_head import checkpoint_config
 
     if job.calibration is None:
         return None
@@ -462,6 +460,7 @@ def _calibration(job: PredictJob, models: "Checkpoints", pipeline: PipelineConfi
         calibration,
         sha256=models.sha256,
         turns=pipeline.selection.turns,
+        own_turns=checkpoint_config(job.checkpoints[0]).selection.turns,
         tasks=pipeline.model.tasks,
     )
     return calibration
@@ -495,10 +494,18 @@ def _setup(job: PredictJob, pipeline: PipelineConfig, *, raster: bool) -> "Worke
         find_patches=patches_from(
             pipeline.tiling, coords=job.coords, from_coords=job.from_coords, raster=raster
         ),
-        selection=job.selection,
+        selection=_other_turns(job),
         deterministic=job.deterministic,
         compute=_compute(job, look=job.compile or may_have_cuda()),
     )
+
+
+def _other_turns(job: PredictJob) -> TurnsConfig:
+    """What the job changes in the selection of its checkpoints; nothing where they say the same."""
+    from wsi_ips.models.checkpoint_head import checkpoint_config
+
+    own = {checkpoint_config(path).selection.turns for path in job.checkpoints}
+    return TurnsConfig() if own == {job.selection.turns} else job.selection
 
 
 def _compute(job: PredictJob, *, look: bool = True) -> "tuple[Compute, ...]":

@@ -27,6 +27,16 @@ Precision = Annotated[
 ]
 """``32`` is float32, ``bf16`` and ``fp16`` are mixed precision, ``auto`` is decided by encoder and device."""
 
+
+def _how_to_standardise(value: object) -> object:
+    if not (value is None or isinstance(value, bool) or value == "centre"):
+        raise ValueError(f"{str(value)[:40]!r} is none of centre, true and false")
+    return value
+
+
+Standardise = Annotated[Literal["centre"] | bool, BeforeValidator(_how_to_standardise)]
+"""What is done to features before they are learned from: see :class:`EncoderConfig`."""
+
 IDENTITY = r"^[A-Za-z0-9._-]{1,120} [0-9a-f]{12} (file:[0-9a-f]{12}|[A-Za-z0-9._-]{1,120})$"
 """The form in which files of features say which encoder made them: its name, a digest of its settings, its weights
 (:class:`wsi_ips.models.encoders.identity.EncoderIdentity`).
@@ -192,7 +202,7 @@ class EncoderConfig(Section):
     ReLU and dropout, 256 wide if not given. In front of the paper's block it is that of the paper (LayerNorm,
     Linear, BatchNorm, ReLU), and there is none if not given.
     """
-    standardise: Literal["centre"] | bool | None = None
+    standardise: Standardise | None = None
     """``centre``: subtract from every feature its mean, and divide all of them by one number, the root mean square
     of their standard deviations, before the projector. True: divide each by its own standard deviation. Means and
     deviations are taken from patches of the training slides before the first epoch

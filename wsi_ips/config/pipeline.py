@@ -15,11 +15,12 @@ from pydantic import (
     model_validator,
 )
 
-from wsi_ips.config.model import ModelConfig, SelectionConfig
+from wsi_ips.config.model import ModelConfig, SelectionConfig, TurnsConfig
 from wsi_ips.config.section import Section
 from wsi_ips.config.slides import StreamingConfig, TilingConfig
 from wsi_ips.config.survival import FEWEST_PER_STEP
 from wsi_ips.config.training import TrainingConfig
+from wsi_ips.errors import ConfigError
 
 HEAD_START_EPOCHS = 40
 """Epochs of the head start if they are not given."""
@@ -100,6 +101,24 @@ class PipelineConfig(Section):
                 f"{self.tiling.patch_mpp:g}: set it to {self.tiling.patch_mpp:g} or more"
             )
         return self
+
+    def with_turns(self, asked: TurnsConfig) -> Self:
+        """The same configuration with the turns that are asked for.
+
+        Raises:
+            ConfigError: The selector keeps no patches, or survival is told with a baseline hazard that was
+                estimated with other turns.
+        """
+        selection = asked.added_to(self.selection)
+        fitted = [
+            task.name for task in self.model.tasks if task.survival and task.survival.baseline is not None
+        ]
+        if fitted and selection.turns != self.selection.turns:
+            raise ConfigError(
+                f"selection.turns: {selection.turns} does not go with task {fitted[0]!r}: its baseline hazard was "
+                f"estimated with turns {self.selection.turns}, and survival would be wrong; leave it out"
+            )
+        return self.model_copy(update={"selection": selection})
 
 
 class FinetuneConfig(PipelineConfig):
@@ -227,13 +246,17 @@ class FinetuneConfig(PipelineConfig):
 
     @model_validator(mode="after")
     def _restarts_are_cheap(self) -> Self:
-        on_features = self.model.encoder.name == "features"
-        if self.training.restarts > 1 and not on_features and not self.head_start_epochs:
+        if self.training.restarts > 1 and not self.can_restart:
             raise ValueError(
                 "training.restarts begins several times on stored features or in the head start, and this run has "
                 "neither: set training.head_start.epochs, or leave restarts at 1"
             )
         return self
+
+    @property
+    def can_restart(self) -> bool:
+        """Whether there is something that can be begun several times: the head start, or stored features."""
+        return self.model.encoder.name == "features" or self.head_start_epochs > 0
 
     @property
     def head_start_epochs(self) -> int:

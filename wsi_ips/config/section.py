@@ -5,12 +5,14 @@ are bounded. The size of a file does not bound what it stands for: a few lines o
 of values, and lists in lists can exhaust the stack. Both are refused before any value is made.
 """
 
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.config import JsonDict
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
@@ -134,6 +136,31 @@ class Section(BaseModel):
     """Base class of sections. They are frozen, and an unknown key is an error that names the key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _truth_values_are_no_numbers(cls, values: Any) -> Any:
+        """Refuse true and false where a number is asked for; pydantic takes them for 1 and 0."""
+        for name, value in values.items() if isinstance(values, Mapping) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool) and field is not None and _is_number(field.annotation):
+                raise ValueError(f"{name}: {str(value).lower()} is not a number")
+        return values
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a setting of this type takes numbers and no truth values."""
+    kinds = {kind if isinstance(kind, type) else type(kind) for kind in _members(annotation)}
+    return bool(kinds & {int, float}) and bool not in kinds
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """The types and literal values that a type with ``|``, ``Annotated`` or ``Literal`` is made of."""
+    if get_origin(annotation) in (Annotated, Literal, Union, UnionType):
+        for member in get_args(annotation):
+            yield from _members(member)
+    else:
+        yield annotation
 
 
 S = TypeVar("S", bound=Section)

@@ -493,17 +493,25 @@ class Calibration(Section):
     """What ``wsi-ips calibrate`` found on the slides of one split, for one checkpoint or several together."""
 
     format: Literal[1] = 1
-    checkpoint: str
+    checkpoint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """SHA-256 of the checkpoint whose run was calibrated; for several, that of their run."""
-    turns: Turns = 1
-    """In how many orientations that run read the kept patches."""
+    turns: Turns | None = None
+    """In how many orientations that run read the kept patches. None, as in calibrations of earlier versions: as
+    the checkpoint was trained."""
     split: Literal["val", "test"]
     risk: Risk
     by_class: bool
     seed: NonNegativeInt
-    slides: tuple[str, ...]
+    slides: Annotated[tuple[str, ...], Field(min_length=1)]
     """Ids of the slides that it was made from. No figure may be measured on them."""
-    tasks: dict[str, TaskCalibration]
+    tasks: Annotated[dict[str, TaskCalibration], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _all_answers_have_one_threshold(self) -> Self:
+        for name, task in self.tasks.items():
+            if not self.by_class and any(len(set(rule.thresholds)) > 1 for rule in task.rules):
+                raise ValueError(f"tasks.{name}: answers have thresholds of their own, and by_class is false")
+        return self
 
     def to_json(self) -> dict[str, Any]:
         """The content of the file."""
@@ -532,9 +540,23 @@ def read_calibration(path: Path) -> Calibration:
 
 
 def check_belongs(
-    path: Path, calibration: Calibration, *, sha256: str, turns: int, tasks: Sequence[TaskConfig]
+    path: Path,
+    calibration: Calibration,
+    *,
+    sha256: str,
+    turns: int = 1,
+    own_turns: int = 1,
+    tasks: Sequence[TaskConfig],
 ) -> None:
     """Check that a calibration was made for this checkpoint, read in so many orientations, and these tasks.
+
+    Args:
+        path: The calibration's file, for messages.
+        calibration: What it holds.
+        sha256: What results name the checkpoint by.
+        turns: In how many orientations kept patches are read.
+        own_turns: In how many the checkpoint was trained to read them.
+        tasks: The tasks of the model.
 
     Raises:
         CalibrationError: It belongs to another checkpoint, to other turns, or to tasks that the model does not
@@ -546,11 +568,12 @@ def check_belongs(
             f"belongs to checkpoint {calibration.checkpoint[:12]}, this one is {sha256[:12]}",
             "calibrate a run of this checkpoint (for several: of the same ones in the same order)",
         )
-    if calibration.turns != turns:
+    made = calibration.turns or own_turns
+    if made != turns:
         raise CalibrationError(
             path,
-            f"was made of patches in {count(calibration.turns, 'orientation')}, and they are read in {turns}",
-            f"calibrate a run of predict --turns {turns}, or predict with --turns {calibration.turns}",
+            f"was made of patches in {count(made, 'orientation')}, and they are read in {turns}",
+            f"calibrate a run of predict --turns {turns}, or predict with --turns {made}",
         )
     known = {task.name: (task.classes, task.activation) for task in tasks}
     for name, task in calibration.tasks.items():

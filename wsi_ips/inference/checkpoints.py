@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from wsi_ips.config import PipelineConfig, TaskConfig
+from wsi_ips.config import PipelineConfig, Section, TaskConfig, TurnsConfig
 from wsi_ips.errors import CheckpointError, ConfigError
 from wsi_ips.inference.results import Probabilities, SlideResult
 from wsi_ips.inference.telemetry import SlideTelemetry
@@ -105,14 +105,22 @@ class Checkpoints:
         return [{"path": str(file.path), "sha256": file.sha256} for file in self.files]
 
 
-def same_patches_and_tasks(paths: Sequence[Path]) -> list[PipelineConfig]:
+def same_patches_and_tasks(
+    paths: Sequence[Path], selection: TurnsConfig | None = None
+) -> list[PipelineConfig]:
     """The configuration of each checkpoint, after a check that their answers can be averaged.
 
+    Args:
+        paths: The checkpoints.
+        selection: What is changed in the selection of each. None: nothing.
+
     Raises:
+        ConfigError: The change does not go with a checkpoint.
         CheckpointError: A file cannot be read, or the tasks, tiling or selection of one differ from those of the
             first, or one reads pixels and another features, or features of another width.
     """
-    first, *others = configs = [checkpoint_config(path) for path in paths]
+    asked = selection or TurnsConfig()
+    first, *others = configs = [checkpoint_config(path).with_turns(asked) for path in paths]
     for path, config in zip(paths[1:], others, strict=True):
         if difference := _difference(first, config):
             raise CheckpointError(
@@ -135,12 +143,17 @@ def _difference(first: PipelineConfig, other: PipelineConfig) -> str:
     if first.bag != other.bag:
         return f"its bag is {other.bag}, not {first.bag}"
     for section in SAME:
-        ours = flat_settings(getattr(first, section).model_dump(mode="json"))
-        theirs = flat_settings(getattr(other, section).model_dump(mode="json"))
+        ours, theirs = (_all_settings(getattr(each, section)) for each in (first, other))
         for name in [*ours, *(name for name in theirs if name not in ours)]:
             if ours.get(name) != theirs.get(name):
                 return f"its {section}.{name} is {theirs.get(name)}, not {ours.get(name)}"
     return ""
+
+
+def _all_settings(section: Section) -> dict[str, Any]:
+    """Each setting by its dotted name, those too that are at a default that files leave out."""
+    left_out = {name: value for name, value in section if not isinstance(value, Section)}
+    return flat_settings({**left_out, **section.model_dump(mode="json")})
 
 
 def _says(task: TaskConfig) -> str:

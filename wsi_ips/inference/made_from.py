@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from wsi_ips.config import StreamingConfig
-from wsi_ips.errors import SlideReadError
+from wsi_ips.errors import SlideReadError, count
 from wsi_ips.inference.slide_stamps import Stamps
 from wsi_ips.slides.folder import files_of
 from wsi_ips.slides.resolution import mpp_in_words
@@ -35,6 +35,8 @@ class MadeFrom:
     precision: str = "32"
     """What the encoder computed in: ``32``, ``bf16`` or ``fp16``; that of every network, if they differ. Results
     of earlier versions, which do not say, were made in float32."""
+    turns: int | None = None
+    """In how many orientations kept patches were read, if not as the model was trained."""
 
     @classmethod
     def now(
@@ -46,6 +48,7 @@ class MadeFrom:
         streaming: StreamingConfig,
         find_patches: FindPatches | None = None,
         precision: str = "32",
+        turns: int | None = None,
     ) -> Self:
         """What a result would be made from if it were made now.
 
@@ -56,6 +59,7 @@ class MadeFrom:
             streaming: How slides are read.
             find_patches: How patches are found. None: by segmentation.
             precision: What the encoder computes in.
+            turns: In how many orientations kept patches are read. None: as the model was trained.
 
         Raises:
             CoordsError: The file with the coordinates of the patches cannot be used.
@@ -68,6 +72,7 @@ class MadeFrom:
             decode=streaming.decode,
             max_bad_tiles=streaming.max_bad_tiles,
             precision=precision,
+            turns=turns,
         )
 
     def difference(self, now: Self, *, bad_tiles: bool) -> str:
@@ -89,6 +94,8 @@ class MadeFrom:
             return f"streaming.decode was {self.decode}, now it is {now.decode}"
         if self.precision != now.precision:
             return f"its encoder computed in precision {self.precision}, now it is {now.precision}"
+        if self.turns != now.turns:
+            return f"its kept patches were read {_oriented(self.turns)}, now {_oriented(now.turns)}"
         if bad_tiles and now.max_bad_tiles < self.max_bad_tiles:
             return f"streaming.max_bad_tiles was {self.max_bad_tiles}, now it is {now.max_bad_tiles}"
         return ""
@@ -109,10 +116,13 @@ class MadeFrom:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """The values by name. The precision is named only if it is not float32, as in earlier versions."""
+        """The values by name. The precision is named only if it is not float32, and turns only if they are not the
+        model's own, as in earlier versions."""
         values = asdict(self)
         if self.precision == "32":
             del values["precision"]
+        if self.turns is None:
+            del values["turns"]
         return values
 
     @classmethod
@@ -128,7 +138,12 @@ class MadeFrom:
             decode=str(stored["decode"]),
             max_bad_tiles=float(stored["max_bad_tiles"]),
             precision=str(stored.get("precision", "32")),
+            turns=None if stored.get("turns") is None else int(stored["turns"]),
         )
+
+
+def _oriented(turns: int | None) -> str:
+    return "as the model was trained" if turns is None else f"in {count(turns, 'orientation')}"
 
 
 @dataclass(frozen=True, slots=True)

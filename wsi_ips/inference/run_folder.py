@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 from uuid import uuid4
 
 from pydantic import TypeAdapter, ValidationError
@@ -156,6 +156,9 @@ def claimed(
             )
         if different:
             _clear(run)
+        elif _calibrated(run.description) != (more or {}).get("calibration"):
+            # A start that dies before it has written its own table leaves none that was calibrated otherwise.
+            run.predictions.unlink(missing_ok=True)
         start = uuid4().hex
         if numerics is None and not different:
             numerics = _numerics_of(run)
@@ -172,6 +175,14 @@ def claimed(
         for path in (run.cases, run.summary):  # those of an earlier start would lie beside newer predictions
             path.unlink(missing_ok=True)
         yield start
+
+
+def _calibrated(description: Path) -> Any:
+    """The calibration that an earlier start noted; None if it noted none."""
+    try:
+        return read_description(description).get("calibration")
+    except (OSError, ValueError):
+        return None
 
 
 def describe_run(
@@ -237,11 +248,26 @@ def _deciding(config: Mapping[str, Any], sha256: str, code: Mapping[str, str]) -
 
 def turns_of(config: object) -> Turns:
     """In how many orientations the kept patches of a run were read, from its settings in ``run.json``. Runs of
-    earlier versions do not say it, and have one; so has one that says anything else.
+    earlier versions do not say it, and have one. Raises ``ValueError`` for anything that is no number of turns.
     """
-    selection = config.get("selection") if isinstance(config, Mapping) else None
-    turns = selection.get("turns") if isinstance(selection, Mapping) else None
-    return next((known for known in get_args(Turns) if known == turns), 1)
+    if not isinstance(config, Mapping) or not isinstance(config.get("selection", {}), Mapping):
+        raise ValueError("no settings of a selection")
+    turns = config.get("selection", {}).get("turns", 1)
+    for known in get_args(Turns):
+        if turns == known and not isinstance(turns, bool):
+            return cast(Turns, known)
+    raise ValueError(f"selection.turns is {str(turns)[:40]!r}")
+
+
+def turns_of_run(run: RunFolder) -> Turns:
+    """The same of a run's folder. Raises :class:`ResultsError` for one that does not say it."""
+    try:
+        return turns_of(description_of(run).get("config"))
+    except ValueError as error:
+        reason = one_line(error, most=200)
+        raise ResultsError(
+            run.description, f"does not say how kept patches were read ({reason})", "predict again"
+        ) from None
 
 
 def _clear(run: RunFolder) -> None:

@@ -90,6 +90,7 @@ class SlideRecorder:
         streaming: StreamingConfig | None = None,
         find_patches: FindPatches | None = None,
         precision: str = "32",
+        turns: int | None = None,
     ) -> None:
         """Prepare to write.
 
@@ -103,6 +104,7 @@ class SlideRecorder:
             streaming: How slides are read.
             find_patches: How patches are found, see :class:`Predictor`.
             precision: What the encoder computes in, see :class:`wsi_ips.inference.made_from.MadeFrom`.
+            turns: In how many orientations kept patches are read. None: as the model was trained.
         """
         self._run = run
         self.checkpoint = checkpoint
@@ -113,6 +115,7 @@ class SlideRecorder:
         self._streaming = streaming or StreamingConfig()
         self._find_patches = find_patches
         self._precision = precision
+        self._turns = turns
 
     def source(self, job: SlideJob) -> SlideSource:
         """What a slide is about to be read from."""
@@ -214,6 +217,7 @@ class SlideRecorder:
             decode=self._streaming.decode,
             max_bad_tiles=self._streaming.max_bad_tiles,
             precision=self._precision,
+            turns=self._turns,
         )
         return not made_from.difference(now, bad_tiles=bad_tiles)
 
@@ -308,6 +312,7 @@ class SlideRecorder:
                 streaming=self._streaming,
                 find_patches=self._find_patches,
                 precision=self._precision,
+                turns=self._turns,
             )
         except CoordsError:  # gone since they were read
             return None

@@ -51,7 +51,7 @@ class WorkerSetup:
         embeddings: Also store the embeddings of the kept patches.
         gradients: Also store gradient times input of the kept patches.
         find_patches: How patches are found, see :class:`Predictor`.
-        selection: What is changed in the selection of the checkpoints.
+        selection: What is changed in the selection of the checkpoints; nothing that they say themselves.
         start: Id of the start of the run, see :class:`SlideRecorder`.
         deterministic: See :class:`Predictor`.
         compute: What the encoder of each checkpoint computes in, and whether it is compiled. Empty: float32, not
@@ -87,6 +87,7 @@ class WorkerSetup:
             streaming=self.streaming,
             find_patches=self.find_patches,
             precision=precision_of(self.compute),
+            turns=self.selection.turns,
         )
 
     def on_worker(self, place: int) -> "SlideWorker":
@@ -174,7 +175,6 @@ def load_predictor(
     from wsi_ips.models.checkpoint import load_checkpoint
     from wsi_ips.models.encoders.network import check_compiles
 
-    changed = selection or TurnsConfig()
     if any(each.compiled_batch for each in compute):
         check_compiles(device)
 
@@ -182,7 +182,7 @@ def load_predictor(
         net, pipeline = load_checkpoint(file.path, advance_rng=False)
         return Predictor(
             net,
-            pipeline.model_copy(update={"selection": changed.added_to(pipeline.selection)}),
+            pipeline.with_turns(selection or TurnsConfig()),
             streaming=streaming,
             device=device,
             checkpoint=file.sha256,

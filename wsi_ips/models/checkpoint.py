@@ -45,6 +45,7 @@ from wsi_ips.models.encoders.lora import (
     stored_state,
     with_fingerprint,
 )
+from wsi_ips.models.encoders.projectors import StandardisedProjector
 from wsi_ips.models.encoders.registry import check_code_allowed
 from wsi_ips.models.ips_net import BagNet, IPSNet
 from wsi_ips.models.origins import MADE_BY, differences, names_of, origins_of, stored_origins
@@ -252,9 +253,17 @@ def begin_from(net: BagNet, path: Path) -> None:
     no coarse scorer, or no ``selection.scorer``, the one of ``net`` stays as it is.
 
     Raises:
-        CheckpointError: The file cannot be read, or any other weight is missing or of another shape.
+        CheckpointError: The file cannot be read, it treats features otherwise (``model.encoder.standardise``), or
+            any other weight is missing or of another shape.
     """
     theirs, pipeline = load_checkpoint(path)
+    ours, its = (_standardises(each) for each in (net, theirs))
+    if ours != its:
+        raise CheckpointError(
+            path,
+            f"was trained with model.encoder.standardise: {its}, and this model has {ours}",
+            f"leave the setting out, or set it to {its}",
+        )
     if pipeline.model.encoder.features is None and _base_of(theirs) != _base_of(net):
         raise CheckpointError(
             path,
@@ -280,6 +289,13 @@ def begin_from(net: BagNet, path: Path) -> None:
             "give training.start a checkpoint of the same encoder width, attention and tasks",
         )
     net.load_state_dict(given, strict=False)
+
+
+def _standardises(net: BagNet) -> str:
+    """How a network treats its features, as the setting ``model.encoder.standardise`` says it."""
+    if not isinstance(net.projector, StandardisedProjector):
+        return "false"
+    return "true" if net.projector.each else "centre"
 
 
 def load_scorer(net: IPSNet, config: PipelineConfig) -> SelectionConfig:

@@ -165,12 +165,12 @@ def _of_predict(job: Any, *, need_slides: bool) -> Work:
 
     if job.features is not None:
         raise ConfigError("this recipe labels stored features, which takes seconds: there is nothing to plan")
-    first, *others = same_patches_and_tasks(job.checkpoints)
-    tiling, selection = job.tiling.added_to(first.tiling), job.selection.added_to(first.selection)
+    first, *others = same_patches_and_tasks(job.checkpoints, job.selection)
+    tiling = job.tiling.added_to(first.tiling)
     config = FinetuneConfig.model_construct(
         **{name: getattr(first, name) for name in PipelineConfig.model_fields}, streaming=job.streaming,
         training=FinetuneConfig().training,
-    ).model_copy(update={"tiling": tiling, "selection": selection})  # fmt: skip
+    ).model_copy(update={"tiling": tiling})  # fmt: skip
     return Work(
         "predict",
         config,

@@ -106,6 +106,8 @@ def _settings(run: StoredRun) -> Iterator[str]:
         yield "| read together | all slides of a case, as one bag: a slide has the label of its case |"
     if selection:
         kept = f", the best {selection.get('memory_size')} are kept" if selection.get("memory_size") else ""
+        turns = selection.get("turns", 1)
+        kept += f", and read in {turns} orientations" if turns != 1 else ""
         yield f"| selection | {_cell(str(selection.get('selector')) + kept)} |"
     if encoder := _section(model, "encoder"):
         yield f"| encoder | {_cell(encoder.get('name'))} |"

@@ -60,9 +60,10 @@ def findings(
 def _what_to_try(config: FinetuneConfig) -> str:
     """What a run that found nothing advises the user to do."""
     scales = "" if config.model.encoder.standardise else "model.encoder.standardise=centre, "
+    restarts = "training.restarts=5, " if config.can_restart else ""
     return (
-        f"try {scales}training.restarts=5, another training.lr, an encoder that knows this kind of tissue, or "
-        "more slides; its predictions and heatmaps say nothing"
+        f"try {scales}{restarts}another training.lr, an encoder that knows this kind of tissue, or more slides; "
+        "its predictions and heatmaps say nothing"
     )
 
 

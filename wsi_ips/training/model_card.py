@@ -216,6 +216,7 @@ def _tasks(config: FinetuneConfig) -> str:
     model, selection = config.model, config.selection
     reads = model.attention.block if model.aggregator is None else model.aggregator.name
     kept = f"; {selection.memory_size} patches are kept" if selection.selector not in ("all",) else ""
+    kept += f" and read in {selection.turns} orientations" if selection.turns > 1 else ""
     one = "all slides of a patient together" if config.bag == "case" else "each slide by itself"
     return (
         f"{_table(['task', 'kind', 'column', 'answers'], rows)}\n\nIt reads {one}, in patches of "

@@ -8,15 +8,15 @@ Shape suffixes: n patches, C feature width.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from wsi_ips.config import FinetuneConfig, StreamingConfig
+from wsi_ips.config import EncoderConfig, FinetuneConfig, StreamingConfig
 from wsi_ips.errors import NotFinite, WsiIpsError
 from wsi_ips.models.checkpoint_head import checkpoint_config
 from wsi_ips.models.encoders.projectors import StandardisedProjector
@@ -47,7 +47,7 @@ def standardising(config: FinetuneConfig, out: Path) -> FinetuneConfig:
     begun = _begun(out)
     decided: Literal["centre"] | bool | None
     if begun is not None:
-        decided = begun.get("standardise")
+        decided = begun.standardise
     elif start is not None:
         decided = checkpoint_config(start).model.encoder.standardise
     elif (
@@ -64,9 +64,8 @@ def standardising(config: FinetuneConfig, out: Path) -> FinetuneConfig:
     return config.model_copy(update={"model": config.model.model_copy(update={"encoder": encoder})})
 
 
-def _begun(out: Path) -> Mapping[str, Any] | None:
-    """The settings of the encoder of the run in ``out`` that training goes on with. None: there is none, or none
-    that can be read.
+def _begun(out: Path) -> EncoderConfig | None:
+    """The encoder of the run in ``out`` that training goes on with. None: there is none, or none that can be read.
 
     Where the run itself has not come to its first epoch yet, its head start or one of its starts says it.
     """
@@ -74,7 +73,7 @@ def _begun(out: Path) -> Mapping[str, Any] | None:
     for folder in (folder for folder in folders if (folder / STATE_NAME).exists()):
         try:
             run = json.loads((folder / RUN_NAME).read_text(encoding="utf-8"))
-            return dict(run["config"]["model"]["encoder"])
+            return EncoderConfig.model_validate(run["config"]["model"]["encoder"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return None

@@ -38,8 +38,11 @@ from wsi_ips.evaluation.run.joined import Joined, join
 from wsi_ips.evaluation.run.tasks import check_scored
 from wsi_ips.evaluation.task_scores import Scored
 from wsi_ips.inference.predictions import BETWEEN, PredictionRow, read_predictions
-from wsi_ips.inference.run_folder import RunFolder, chosen_tasks, description_of, tasks_of_run, turns_of
+from wsi_ips.inference.run_folder import RunFolder, chosen_tasks, description_of, tasks_of_run, turns_of_run
 from wsi_ips.progress import Progress
+
+SAME_WITHIN = 1e-6
+"""How far a calibrated probability of a table may be from what the calibration makes of the raw one beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +87,35 @@ def calibration_of_run(run: RunFolder, rows: Sequence[PredictionRow]) -> Calibra
     except ValidationError as error:
         reason = first_problem(error, most=200)
         raise ResultsError(run.description, f"holds no calibration ({reason})", "predict again") from None
+    checkpoint = description_of(run).get("checkpoint")
+    if calibration is not None and checkpoint != {**(checkpoint or {}), "sha256": calibration.checkpoint}:
+        raise ResultsError(run.description, "holds the calibration of another checkpoint", "predict again")
     told = {name for row in rows for name in row.sets}
     labelled = any(row.status == "ok" for row in rows)
     if labelled and told != set(calibration.tasks if calibration else ()):
         raise ResultsError(
             run.predictions, "was calibrated for other tasks than run.json says", "predict again"
         )
+    for row in rows:
+        if calibration is not None and row.status == "ok" and not _is_calibrated(row, calibration):
+            raise ResultsError(
+                run.predictions,
+                f"{row.slide_id} was calibrated in another way than run.json says",
+                "predict again",
+            )
     return calibration
+
+
+def _is_calibrated(row: PredictionRow, calibration: Calibration) -> bool:
+    """Whether a calibrated row is what this calibration makes of the network's own probabilities in it."""
+    for name, task in calibration.tasks.items():
+        told, raw = row.probabilities[name], row.raw[name]
+        tempered = task.tempered(raw)
+        if not all(abs(told[each] - value) <= SAME_WITHIN for each, value in tempered.items()):
+            return False
+        if row.sets[name] != task.sets(raw):
+            return False
+    return True
 
 
 def unseen(joined: Joined, calibration: Calibration, manifest: Manifest) -> Joined:
@@ -232,6 +257,7 @@ def calibrate_run(
     tasks = [one for one in chosen_tasks(all_tasks, task) if one.activation != "linear"]
     _check_can_calibrate(tasks)
     rows = read_predictions(run.predictions, tasks=all_tasks)
+    calibration_of_run(run, rows)  # a table that was calibrated where run.json says nothing of it is refused
     listed = read_manifest(manifest, tasks=tasks, need_slides=False, need_labels=len(tasks) == len(all_tasks))
     slides = join(listed, rows, split, predictions=run.predictions)
     joined = slides.by_case(listed, tasks)
@@ -250,7 +276,7 @@ def calibrate_run(
             advance(one.name)
     calibration = Calibration(
         checkpoint=checkpoint,
-        turns=turns_of(description_of(run).get("config")),
+        turns=turns_of_run(run),
         split=split,
         risk=risk,
         by_class=by_class,

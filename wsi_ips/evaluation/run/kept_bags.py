@@ -25,7 +25,7 @@ from wsi_ips.errors import CheckpointError, ConfigError, ResultsError, one_line
 from wsi_ips.evaluation.run.config import EvaluationConfig
 from wsi_ips.heatmaps.maps import check_same_slide
 from wsi_ips.inference.results import SlideResult, read_result
-from wsi_ips.inference.run_folder import RunFolder, description_of, stored_location, turns_of
+from wsi_ips.inference.run_folder import RunFolder, description_of, stored_location, turns_of_run
 from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
 from wsi_ips.models.ips_net import IPSNet
 from wsi_ips.selection.slide_reading import encode_again
@@ -112,7 +112,7 @@ class KeptBags:
                 "sampling has none: leave --faithfulness out"
             )
         elsewhere = unique_slide_ids(find_slides(config.slides)) if config.slides is not None else None
-        turns = turns_of(described.get("config"))
+        turns = turns_of_run(run)
         return cls(
             run,
             net.to(pick_device(config.device)).eval(),

@@ -137,7 +137,8 @@ def timm_network(config: EncoderConfig) -> Any:
             config.name,
             f"{'pretrained weights' if config.weights == 'timm' else 'its description'} could not be fetched "
             f"({reason})",
-            "download them once where there is a network, or set encoder.weights to a local file or 'none'",
+            "download them once where there is a network, or name a local file or none as its weights "
+            "(--weights, or encoder.weights in a recipe)",
         ) from None
 
 

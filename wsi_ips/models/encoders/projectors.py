@@ -79,6 +79,7 @@ class StandardisedProjector(nn.Module):
 
     def take(self, mean_C: Tensor, deviation_C: Tensor) -> None:
         """Keep the means and standard deviations of features, in place of those before."""
+        deviation_C = deviation_C.double()  # the square of a large float32 is infinite
         of_all = deviation_C.square().mean().sqrt()
         scale_C = deviation_C.clamp(min=float(LEAST_DEVIATION * of_all)) if self.each else of_all
         self.mean.copy_(mean_C)
