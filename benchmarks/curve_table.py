@@ -15,7 +15,7 @@ from benchmarks.evidence_table import LEARNED
 METHODS = {
     "ips_paper": "IPS as in the paper",
     "ips": "IPS",
-    "ips_turns": "IPS, learned from four turns",
+    "ips_views": "IPS, learned from four views",
     "abmil": "attention MIL",
     "ips_centred": "IPS",
     "abmil_centred": "attention MIL",
@@ -23,7 +23,7 @@ METHODS = {
     "ips_last": "IPS",
     "abmil_last": "attention MIL",
 }
-"""{method: its title}. ips_turns is ips on bags that show every patch in another turn each time, as the head start
+"""{method: its title}. ips_views is ips on bags that show every patch in another turn each time, as the head start
 of finetune does. Those that end in _last read the encoder's last layer as it is, those in _centred the same layer,
 centred (:func:`data_of`)."""
 ENCODED = {

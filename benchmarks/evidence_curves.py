@@ -11,7 +11,7 @@ kept as soon as it is finished, in curve_<method>_seed<N>.json, with its commit,
 shared folder in benchmarks/results, which are committed; of other folders, and with --quick, below --out. Nothing
 is run twice. --table prints Markdown, --plot draws the curves, both without running anything.
 
-The method ips_turns is ips on slides that show every patch in another turn each time, as the head start of
+The method ips_views is ips on slides that show every patch in another turn each time, as the head start of
 finetune does. For all but the paper's head each point also says what it brings to average over four turns of every
 patch at prediction: their features, or what the network says of the slide in each turn.
 
@@ -241,7 +241,7 @@ def learn_ips(
     training |= {"epochs": QUICK_EPOCHS} if quick else {}
     base = data.finetune(head_start={"epochs": 40})
     config = frozen_config(base, settings, training, width=bags["train"][0].features().shape[1])
-    train = [turned_anew(bag) for bag in bags["train"]] if method == "ips_turns" else bags["train"]
+    train = [turned_anew(bag) for bag in bags["train"]] if method == "ips_views" else bags["train"]
     report = train_bags(train, bags["val"], config, out, device=CPU)
     net, _ = load_checkpoint(report.checkpoint)
 

@@ -256,7 +256,7 @@ def test_levels_up_to_a_stage() -> None:
 
 def test_an_encoder_may_be_a_name_alone() -> None:
     assert ModelConfig.model_validate({"encoder": "spinenet49s"}).encoder == EncoderConfig(name="spinenet49s")
-    with pytest.raises(CheckpointError, match=r"spinenet49s.*set encoder\.weights"):
+    with pytest.raises(CheckpointError, match=r"spinenet49s.*encoder\.weights in a recipe"):
         TimmEncoder(EncoderConfig(name="spinenet49s"))
 
 
