@@ -87,8 +87,7 @@ def calibration_of_run(run: RunFolder, rows: Sequence[PredictionRow]) -> Calibra
     except ValidationError as error:
         reason = first_problem(error, most=200)
         raise ResultsError(run.description, f"holds no calibration ({reason})", "predict again") from None
-    checkpoint = description_of(run).get("checkpoint")
-    if calibration is not None and checkpoint != {**(checkpoint or {}), "sha256": calibration.checkpoint}:
+    if calibration is not None and calibration.checkpoint != _named_checkpoint(run):
         raise ResultsError(run.description, "holds the calibration of another checkpoint", "predict again")
     told = {name for row in rows for name in row.sets}
     labelled = any(row.status == "ok" for row in rows)
@@ -297,17 +296,23 @@ def _checkpoint_of(run: RunFolder) -> str:
             "the run is calibrated already",
             "predict again without --calibration; into the same folder, nothing is computed again",
         )
-    config, checkpoint = described.get("config"), described.get("checkpoint")
+    config = described.get("config")
     if isinstance(config, dict) and config.get("held_out") is not None:
         raise ResultsError(
             run.description,
             "each fold's slides are another model's, and a calibration belongs to one",
             "name a run of predict with the checkpoint that new slides will be labelled by",
         )
-    sha256 = checkpoint.get("sha256") if isinstance(checkpoint, dict) else None
+    sha256 = _named_checkpoint(run)
     if not isinstance(sha256, str) or not sha256:
         raise ResultsError(run.description, "does not say which checkpoint made the run", "predict again")
     return sha256
+
+
+def _named_checkpoint(run: RunFolder) -> object:
+    """The SHA-256 of the model as ``run.json`` says it; None if it says none."""
+    checkpoint = description_of(run).get("checkpoint")
+    return checkpoint.get("sha256") if isinstance(checkpoint, dict) else None
 
 
 def _check_can_calibrate(tasks: Sequence[TaskConfig]) -> None:
