@@ -37,7 +37,7 @@ from benchmarks.evidence_settings import (
 from benchmarks.frozen_bags import FeatureBag, FrozenNet, Learning, train
 from benchmarks.random_patches import RandomPatches
 from benchmarks.slide_scores import macro_auc, slide_hits
-from wsi_ips.config import AttentionConfig, FinetuneConfig, SelectionConfig
+from wsi_ips.config import AttentionConfig, FinetuneConfig, SelectionConfig, TurnsConfig
 from wsi_ips.datasets.annotations import lesion_area
 from wsi_ips.datasets.manifest import SPLITS, SlideRecord
 from wsi_ips.evaluation.froc import froc_curve
@@ -389,9 +389,7 @@ def e2e(step: Step) -> Said:
 def in_turns(step: Step) -> Said:
     """Nothing is learned: the kept patches of the test slides are read in several orientations."""
     assert step.start is not None
-    config = step.data.finetune()
-    selection = {**config.selection.model_dump(), "turns": step.settings["turns"]}
-    config = config.model_copy(update={"selection": SelectionConfig.model_validate(selection)})
+    config = step.data.finetune().with_turns(TurnsConfig(turns=step.settings["turns"]))
     net = build_net(config.model)
     begin_from(net, step.start)
     said = _read(step, net, config, step.data.slide_bags()["test"], history=())
