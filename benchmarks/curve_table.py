@@ -65,7 +65,7 @@ def asked(method: str, *, quick: bool) -> dict[str, Any]:
 
 def of_evidence(method: str) -> str:
     """The method of evidence.py whose settings it has."""
-    return method.removesuffix("_turns").removesuffix("_last").removesuffix("_centred")
+    return method.removesuffix("_views").removesuffix("_last").removesuffix("_centred")
 
 
 def data_of(method: str) -> str:
