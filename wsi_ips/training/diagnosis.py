@@ -59,12 +59,16 @@ def findings(
 
 def _what_to_try(config: FinetuneConfig) -> str:
     """What a run that found nothing advises the user to do."""
-    scales = "" if config.model.encoder.standardise else "model.encoder.standardise=centre, "
-    restarts = "training.restarts=5, " if config.can_restart else ""
-    return (
-        f"try {scales}{restarts}another training.lr, an encoder that knows this kind of tissue, or more slides; "
-        "its predictions and heatmaps say nothing"
-    )
+    model, advice = config.model, []
+    direct = model.aggregator is None and model.attention.block == "direct"
+    if direct and model.encoder.weights == "none" and config.training.start is None:
+        advice.append("model.attention=paper")  # selects better where the encoder begins with random weights
+    elif not model.encoder.standardise:
+        advice.append("model.encoder.standardise=centre")
+    if config.can_restart:
+        advice.append("training.restarts=5")
+    advice += ["another training.lr", "an encoder that knows this kind of tissue", "or more slides"]
+    return f"try {', '.join(advice)}; its predictions and heatmaps say nothing"
 
 
 def _told_apart(row: Mapping[str, float]) -> tuple[str, float | None]:
