@@ -393,6 +393,19 @@ def test_a_table_that_another_calibration_made_is_not_scored(world: World, what:
     ) in said.complaint
 
 
+def test_a_raw_number_that_is_no_probability_is_one_line(world: World) -> None:
+    table = world.folder / "calibrated" / "predictions.csv"
+    assert world.calibrate().code == 0
+    assert world.predict("calibrated", "--calibration", world.json).code == 0
+    head, first, *rest = table.read_text().splitlines()
+    cells = first.split(",")
+    cells[head.split(",").index("raw_tumor")] = "nan"
+    table.write_text("\n".join([head, ",".join(cells), *rest]) + "\n")
+    said = world.evaluate("calibrated")
+    assert said.code == 2
+    assert "was calibrated in another way than run.json says; predict again" in said.complaint
+
+
 def test_no_table_of_another_calibration_outlives_its_run_json(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

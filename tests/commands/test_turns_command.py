@@ -43,7 +43,7 @@ def tumor(run: Path) -> float:
     return float(row["prob_tumor"])
 
 
-def turns_in_words(turns: int) -> tuple[str, str]:
+def option(turns: int) -> tuple[str, str]:
     return "--turns", str(turns)
 
 
@@ -60,10 +60,10 @@ def test_turns_are_those_that_a_checkpoint_may_hold(
         return tumor(tmp_path / name)
 
     plain = told("plain", small_checkpoint)
-    asked = told("asked", small_checkpoint, *turns_in_words(4))
+    asked = told("asked", small_checkpoint, *option(4))
     assert asked == told("held", four)
     assert asked != plain
-    assert told("back", four, *turns_in_words(1)) == plain
+    assert told("back", four, *option(1)) == plain
     described = json.loads((tmp_path / "asked" / "run.json").read_text())["config"]
     assert described["selection"]["turns"] == 4
     assert json.loads((tmp_path / "back" / "run.json").read_text())["config"]["selection"]["turns"] == 1
@@ -97,12 +97,12 @@ def test_a_run_has_one_number_of_turns(
     words = ("predict", slide, "--checkpoint", small_checkpoint, "--out", run, "--no-overlays")
     assert console(*words).code == 0
     before = (run / "predictions.csv").read_bytes()
-    said = console(*words, *turns_in_words(4))
+    said = console(*words, *option(4))
     assert said.code == 2
     assert "other settings (selection.turns 1 there, 4 here)" in said.complaint
     assert (run / "predictions.csv").read_bytes() == before
-    assert console(*words, *turns_in_words(1)).code == 0
-    assert console(*words, *turns_in_words(4), "--force").code == 0
+    assert console(*words, *option(1)).code == 0
+    assert console(*words, *option(4), "--force").code == 0
     assert (run / "predictions.csv").read_bytes() != before
     assert console(*words, "--force").code == 0
     assert (run / "predictions.csv").read_bytes() == before
@@ -117,8 +117,8 @@ def test_models_that_were_trained_with_other_turns_are_averaged_at_those_asked_f
     assert said.code == 2
     assert "its selection.turns is 4, not 1" in said.complaint
     for turns in (1, 4):
-        assert console(*words, "--out", tmp_path / f"{turns}", *turns_in_words(turns)).code == 0
-        alone = ("predict", slide, "--no-overlays", "--checkpoint", four, *turns_in_words(turns))
+        assert console(*words, "--out", tmp_path / f"{turns}", *option(turns)).code == 0
+        alone = ("predict", slide, "--no-overlays", "--checkpoint", four, *option(turns))
         assert console(*alone, "--out", tmp_path / f"alone_{turns}").code == 0
         # The two files hold the same network.
         assert tumor(tmp_path / f"{turns}") == pytest.approx(tumor(tmp_path / f"alone_{turns}"), abs=1e-12)
@@ -131,15 +131,15 @@ def test_turns_that_cannot_be_are_one_line_and_nothing_is_written(
     out = ("--out", tmp_path / "out")
     for words, said in (
         (
-            ("predict", slide, "--checkpoint", small_checkpoint, *turns_in_words(3)),
+            ("predict", slide, "--checkpoint", small_checkpoint, *option(3)),
             "Input should be 1, 4 or 8",
         ),
         (
-            ("predict", slide, "--checkpoint", all_of_them, *turns_in_words(4)),
+            ("predict", slide, "--checkpoint", all_of_them, *option(4)),
             "selection.turns: turns goes with selector: ips or cascade, which keep some patches, not all",
         ),
         (
-            ("predict", "--features", tmp_path, "--checkpoint", small_checkpoint, *turns_in_words(4)),
+            ("predict", "--features", tmp_path, "--checkpoint", small_checkpoint, *option(4)),
             "features have no pixels to turn: turns goes with slides",
         ),
     ):
@@ -147,7 +147,7 @@ def test_turns_that_cannot_be_are_one_line_and_nothing_is_written(
         assert told.code == 2
         assert said in told.complaint
         assert not (tmp_path / "out").exists()
-    assert console("predict", slide, "--checkpoint", all_of_them, *turns_in_words(1), *out).code == 0
+    assert console("predict", slide, "--checkpoint", all_of_them, *option(1), *out).code == 0
 
 
 def test_results_say_their_turns_themselves(
@@ -161,7 +161,7 @@ def test_results_say_their_turns_themselves(
     words = ("predict", slides, "--checkpoint", small_checkpoint, "--no-overlays")
     assert console(*words, "--out", tmp_path / "plain").code == 0
     mixed = tmp_path / "mixed"
-    assert console(*words, "--out", mixed, *turns_in_words(4)).code == 0
+    assert console(*words, "--out", mixed, *option(4)).code == 0
     (mixed / "run.json").unlink()
     sorted((mixed / "attention").iterdir())[0].unlink()
     assert console(*words, "--out", mixed).code == 0
@@ -173,7 +173,7 @@ def test_a_run_json_that_does_not_say_its_turns_is_not_believed(
     console: Console, slide: Path, small_checkpoint: Path, tmp_path: Path, selection: object
 ) -> None:
     words = ("predict", slide, "--checkpoint", small_checkpoint, "--no-overlays", "--out", tmp_path / "run")
-    assert console(*words, *turns_in_words(4)).code == 0
+    assert console(*words, *option(4)).code == 0
     described = tmp_path / "run" / "run.json"
     told = json.loads(described.read_text())
     told["config"]["selection"] = selection
@@ -205,7 +205,7 @@ def test_a_flag_and_a_setting_that_say_the_same_thing_are_refused(
         small_checkpoint,
         "--out",
         tmp_path / "out",
-        *turns_in_words(1),
+        *option(1),
     )
     for setting in ("selection.turns=4", "selection={turns: 4}"):
         said = console(*words, "--set", setting)

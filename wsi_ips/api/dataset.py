@@ -14,8 +14,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from wsi_ips.api.patches import patch_finder
 from wsi_ips.api.slide import Slide
-from wsi_ips.api.streams import section_of
 from wsi_ips.config import StreamingConfig, TilingConfig
+from wsi_ips.config.section import section_of
 from wsi_ips.errors import ConfigError, SlideFailed, count
 from wsi_ips.inference.slide_work import unreadable
 from wsi_ips.slides.base import failure_in_words

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from wsi_ips.api.progress import shown_progress
 from wsi_ips.api.result import Result
 from wsi_ips.api.slide import AnySlide, place_of
-from wsi_ips.api.streams import section_of
 from wsi_ips.config import (
     EncoderConfig,
     PipelineConfig,
@@ -30,7 +29,7 @@ from wsi_ips.config import (
     TurnsConfig,
     UpsamplingConfig,
 )
-from wsi_ips.config.section import first_problem
+from wsi_ips.config.section import first_problem, section_of
 from wsi_ips.errors import ConfigError
 from wsi_ips.inference.checkpoints import Checkpoints, EnsemblePredictor, same_patches_and_tasks
 from wsi_ips.inference.predict import Predictor

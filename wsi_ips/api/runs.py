@@ -188,8 +188,7 @@ def predict(
     Run('run', 2 slides labelled)
     """
     if out is None:
-        stops = on_error != "report"
-        _check_none_is_for_out(calibration, coords, embeddings or None, workers, stops or None, force or None)
+        _check_none_is_for_out(calibration, coords, embeddings, workers, on_error != "report", force)
         _check_one_slide(locate(place_of(slides)))
         loaded = model if isinstance(model, Model) else load(model, device=device)
         return loaded.predict(
@@ -219,7 +218,7 @@ def predict(
 
 def _check_none_is_for_out(*given: object) -> None:
     """Raise :class:`ConfigError` if something is given that only a run with a folder has."""
-    if any(value is not None for value in given):
+    if any(value is not None and value is not False for value in given):
         raise ConfigError(
             "wsi_ips.predict: calibration, coords, embeddings, workers, on_error and force go with out, the "
             "folder that results are written into"

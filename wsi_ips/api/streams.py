@@ -3,17 +3,16 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from torch import Tensor
 
 from wsi_ips.api.patches import Patches, patch_finder
 from wsi_ips.api.slide import AnySlide, place_of, reading
-from wsi_ips.config import Section, StreamingConfig, TilingConfig
-from wsi_ips.config.section import first_problem
+from wsi_ips.config import StreamingConfig, TilingConfig
+from wsi_ips.config.section import section_of
 from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.inference.slide_work import unreadable
 from wsi_ips.slides.folder import slide_id
@@ -23,7 +22,6 @@ from wsi_ips.streaming.stream import PatchStream
 from wsi_ips.tiling.grid import PatchCoords
 
 logger = logging.getLogger(__name__)
-S = TypeVar("S", bound=Section)
 
 
 class Batch(NamedTuple):
@@ -165,14 +163,6 @@ def stream(
     with reading(slide) as reader:
         coords = find(reader, slide_id=name, mpp=SlideMpp(slide_mpp)(name))
     return Stream(slide, coords, streaming, device=device)
-
-
-def section_of(kind: type[S], asked_by: str, **settings: Any) -> S:
-    """The settings as a section. Raises :class:`ConfigError` that names the setting that is not possible."""
-    try:
-        return kind(**settings)
-    except ValidationError as error:
-        raise ConfigError(f"{asked_by}: {first_problem(error)}") from None
 
 
 def _check_same_slide(l0_size: tuple[int, int], coords: PatchCoords, path: Any) -> None:

@@ -121,9 +121,15 @@ def start(
     from wsi_ips.commands.recipe import Origin, load_recipe, make_job, with_overrides
     from wsi_ips.errors import ConfigError
 
-    _check_said_once(flags, sections or {}, overrides or ())
     values = in_recipe = load_recipe(recipe) if recipe else {}
     given = {name: value for name, value in flags.items() if value is not None}
+    by_flag = {
+        (*section.split("."), name)
+        for section, its in (sections or {}).items()
+        for name, value in its.items()
+        if value is not None
+    }
+    _check_said_once([*given, *map(".".join, by_flag)], overrides or ())
     values = {**values, **given, "command": command}
     for section, settings in (sections or {}).items():
         chosen = {name: value for name, value in settings.items() if value is not None}
@@ -149,26 +155,16 @@ def start(
         f"wsi-ips {command}",
         recipe=recipe,
         in_recipe={name: value for name, value in in_recipe.items() if name not in given},
-        by_flag={
-            (*section.split("."), name)
-            for section, its in (sections or {}).items()
-            for name, value in its.items()
-            if value is not None
-        },
+        by_flag=by_flag,
         overrides=tuple(overrides or ()),
     )
     start_job(make_job(with_overrides(values, overrides or ()), source=origin))
 
 
-def _check_said_once(
-    flags: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]], overrides: Sequence[str]
-) -> None:
+def _check_said_once(by_flag: Sequence[str], overrides: Sequence[str]) -> None:
     """Raise :class:`ConfigError` for a setting that a flag gives and ``--set`` too."""
     from wsi_ips.errors import ConfigError, one_line
 
-    by_flag = [name for name, value in flags.items() if value is not None]
-    for section, its in sections.items():
-        by_flag += [f"{section}.{name}" for name, value in its.items() if value is not None]
     for override in overrides:
         key = override.partition("=")[0]
         if twice := [name for name in by_flag if f"{name}.".startswith(f"{key}.")]:

@@ -171,6 +171,16 @@ def settings_fingerprint(config: Section) -> str:
     return sha256(config.model_dump_json().encode()).hexdigest()[:12]
 
 
+def section_of(kind: type[S], asked_by: str, **settings: Any) -> S:
+    """The settings as a section. Raises :class:`ConfigError`, which begins with ``asked_by``, for one that is not
+    possible.
+    """
+    try:
+        return kind(**settings)
+    except ValidationError as error:
+        raise ConfigError(f"{asked_by}: {first_problem(error)}") from None
+
+
 def read_described(path: Path, section: type[S], *, what: str) -> S:
     """Read a section from a file that exists.
 

@@ -156,12 +156,13 @@ def claimed(
             )
         if different:
             _clear(run)
-        elif _calibrated(run.description) != (more or {}).get("calibration"):
+        elif _noted(run, "calibration") != (more or {}).get("calibration"):
             # A start that dies before it has written its own table leaves none that was calibrated otherwise.
             run.predictions.unlink(missing_ok=True)
         start = uuid4().hex
         if numerics is None and not different:
-            numerics = _numerics_of(run)
+            noted = _noted(run, "numerics")
+            numerics = noted if isinstance(noted, dict) else {}
         describe_run(
             run,
             config=config,
@@ -175,14 +176,6 @@ def claimed(
         for path in (run.cases, run.summary):  # those of an earlier start would lie beside newer predictions
             path.unlink(missing_ok=True)
         yield start
-
-
-def _calibrated(description: Path) -> Any:
-    """The calibration that an earlier start noted; None if it noted none."""
-    try:
-        return read_description(description).get("calibration")
-    except (OSError, ValueError):
-        return None
 
 
 def describe_run(
@@ -219,13 +212,12 @@ def note_numerics(run: RunFolder, numerics: Mapping[str, bool]) -> None:
         partial.write_text(json.dumps(described, indent=2) + "\n")
 
 
-def _numerics_of(run: RunFolder) -> Mapping[str, bool]:
-    """What an earlier start noted; nothing if there was none."""
+def _noted(run: RunFolder, name: str) -> Any:
+    """What an earlier start noted under this name in ``run.json``; None if it noted nothing."""
     try:
-        noted = read_description(run.description).get("numerics")
+        return read_description(run.description).get(name)
     except (OSError, ValueError):
-        return {}
-    return noted if isinstance(noted, dict) else {}
+        return None
 
 
 def _deciding(config: Mapping[str, Any], sha256: str, code: Mapping[str, str]) -> dict[str, Any]:

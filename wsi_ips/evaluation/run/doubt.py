@@ -81,13 +81,14 @@ def calibration_of_run(run: RunFolder, rows: Sequence[PredictionRow]) -> Calibra
 
     Raises :class:`ResultsError` for one that cannot be read, or that the table of predictions is not of.
     """
-    held = description_of(run).get("calibration")
+    described = description_of(run)
+    held = described.get("calibration")
     try:
         calibration = None if held is None else Calibration.model_validate(held)
     except ValidationError as error:
         reason = first_problem(error, most=200)
         raise ResultsError(run.description, f"holds no calibration ({reason})", "predict again") from None
-    if calibration is not None and calibration.checkpoint != _named_checkpoint(run):
+    if calibration is not None and calibration.checkpoint != _named_checkpoint(described):
         raise ResultsError(run.description, "holds the calibration of another checkpoint", "predict again")
     told = {name for row in rows for name in row.sets}
     labelled = any(row.status == "ok" for row in rows)
@@ -107,14 +108,15 @@ def calibration_of_run(run: RunFolder, rows: Sequence[PredictionRow]) -> Calibra
 
 def _is_calibrated(row: PredictionRow, calibration: Calibration) -> bool:
     """Whether a calibrated row is what this calibration makes of the network's own probabilities in it."""
-    for name, task in calibration.tasks.items():
-        told, raw = row.probabilities[name], row.raw[name]
-        tempered = task.tempered(raw)
-        if not all(abs(told[each] - value) <= SAME_WITHIN for each, value in tempered.items()):
-            return False
-        if row.sets[name] != task.sets(raw):
-            return False
-    return True
+    try:
+        again = replace(row, probabilities={**row.probabilities, **row.raw}).calibrated(calibration)
+    except ValueError:  # a raw number that is not a probability
+        return False
+    return again.sets == row.sets and all(
+        abs(row.probabilities[task][name] - value) <= SAME_WITHIN
+        for task in calibration.tasks
+        for name, value in again.probabilities[task].items()
+    )
 
 
 def unseen(joined: Joined, calibration: Calibration, manifest: Manifest) -> Joined:
@@ -303,15 +305,15 @@ def _checkpoint_of(run: RunFolder) -> str:
             "each fold's slides are another model's, and a calibration belongs to one",
             "name a run of predict with the checkpoint that new slides will be labelled by",
         )
-    sha256 = _named_checkpoint(run)
+    sha256 = _named_checkpoint(described)
     if not isinstance(sha256, str) or not sha256:
         raise ResultsError(run.description, "does not say which checkpoint made the run", "predict again")
     return sha256
 
 
-def _named_checkpoint(run: RunFolder) -> object:
+def _named_checkpoint(described: Mapping[str, Any]) -> object:
     """The SHA-256 of the model as ``run.json`` says it; None if it says none."""
-    checkpoint = description_of(run).get("checkpoint")
+    checkpoint = described.get("checkpoint")
     return checkpoint.get("sha256") if isinstance(checkpoint, dict) else None
 
 
