@@ -28,6 +28,8 @@ export class SlideList {
   private readonly sort = byId<HTMLSelectElement>("sort");
   private readonly pages = byId("pages");
   private page: Slides = { slides: [], first: 0, found: 0, total: 0, unfinished: false, notes: [] };
+  /** Where the page begins that was asked for last: the one that is shown, or the one that is on its way. */
+  private heading = 0;
   private chosen: string | null = null;
   private drawn = "";
   private asking = new AbortController();
@@ -60,22 +62,32 @@ export class SlideList {
       const button = (event.target as HTMLElement).closest<HTMLElement>("button[data-slide]");
       if (button?.dataset["slide"] !== undefined) this.choose(button.dataset["slide"]);
     });
-    byId("page-before").addEventListener("click", () => this.turn(this.before));
-    byId("page-after").addEventListener("click", () => this.turn(this.after));
+    byId("page-before").addEventListener("click", () => this.turn(this.before(this.heading)));
+    byId("page-after").addEventListener("click", () => this.turn(this.after(this.heading) ?? this.heading));
   }
 
-  /** Asks the server for a page, by default for the present one, and shows it; `at`: for the one with this slide. */
-  async load(first = this.page.first, at: string | null = null): Promise<Slides> {
+  /**
+   * Asks the server for a page and shows it: the one that begins with slide `first`, or the one with slide `at`.
+   *
+   * By default it is the page that was asked for last. A second click before the first page has come thus goes on
+   * from that page, and a list that is loaded again meanwhile does not turn back.
+   */
+  async load(first = this.heading, at: string | null = null): Promise<Slides> {
     clearTimeout(this.pause);
+    this.heading = first;
     this.asking.abort();
     const { signal } = (this.asking = new AbortController());
     const asked = new URLSearchParams({ order: this.sort.value, first: String(first) });
     const words = this.search.value.trim();
     if (words) asked.set("q", words);
     if (at !== null) asked.set("at", at);
-    const page = await ask<Slides>(`/api/runs/0/slides?${asked.toString()}`, signal);
+    const page = await ask<Slides>(`/api/runs/0/slides?${asked.toString()}`, signal).catch((error: unknown) => {
+      if (!signal.aborted) this.heading = this.page.first;
+      throw error;
+    });
     const said = JSON.stringify(page);
     this.page = page;
+    this.heading = page.first;
     if (said !== this.drawn) {
       this.drawn = said;
       this.draw();
@@ -87,7 +99,7 @@ export class SlideList {
   reveal(slideId: string): void {
     const { slides, found } = this.page;
     if (slides.length === found || slides.some((slide) => slide.slide_id === slideId)) return;
-    void this.load(this.page.first, slideId).catch(() => undefined);
+    void this.load(undefined, slideId).catch(() => undefined);
   }
 
   /** Load a page, where nobody waits for it. A page that was asked for in vain leaves the list as it is. */
@@ -105,17 +117,14 @@ export class SlideList {
     if (first) this.choose(first.slide_id);
   }
 
-  /** Where the pages before and after this one begin. */
-  private get before(): number {
-    return Math.max(0, this.page.first - Math.max(this.page.slides.length, this.length));
+  /** Where the page before the one that begins at `first` begins. */
+  private before(first: number): number {
+    return Math.max(0, first - this.length);
   }
 
-  private get after(): number {
-    return this.page.first + this.page.slides.length;
-  }
-
-  private get hasAfter(): boolean {
-    return this.after < this.page.found;
+  /** Where the page after the one that begins at `first` begins; null for the last one. */
+  private after(first: number): number | null {
+    return first + this.length < this.page.found ? first + this.length : null;
   }
 
   /** How many slides a whole page has. */
@@ -131,11 +140,12 @@ export class SlideList {
     const at = this.page.slides.findIndex((slide) => slide.slide_id === this.chosen);
     const next = at < 0 ? 0 : at + step;
     if (next < 0 && this.page.first > 0) {
-      const { slides } = await this.load(this.before);
+      const { slides } = await this.load(this.before(this.page.first));
       return slides[slides.length - 1]?.slide_id ?? null;
     }
-    if (next >= this.page.slides.length && this.hasAfter) {
-      return (await this.load(this.after)).slides[0]?.slide_id ?? null;
+    const after = this.after(this.page.first);
+    if (next >= this.page.slides.length && after !== null) {
+      return (await this.load(after)).slides[0]?.slide_id ?? null;
     }
     return this.page.slides[Math.min(this.page.slides.length - 1, Math.max(0, next))]?.slide_id ?? null;
   }
@@ -190,7 +200,7 @@ export class SlideList {
     this.pages.hidden = slides.length === found;
     byId("page-of").textContent = `${whole(first + 1)} to ${whole(first + slides.length)}`;
     byId<HTMLButtonElement>("page-before").disabled = first === 0;
-    byId<HTMLButtonElement>("page-after").disabled = !this.hasAfter;
+    byId<HTMLButtonElement>("page-after").disabled = this.after(first) === null;
     this.select(this.chosen);
     if (focused === undefined) return;
     for (const button of this.list.querySelectorAll<HTMLElement>("button")) {
