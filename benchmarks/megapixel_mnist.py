@@ -97,7 +97,8 @@ FINETUNE: dict[str, Any] = {
 }
 ATTENTION: dict[str, dict[str, Any]] = {
     "paper": {"heads": 8, "key_dim": 16, "value_dim": 16, "inner_dim": 512, "positions": "raster"},
-    "direct": {"block": "direct", "heads": 8, "key_dim": 16, "positions": "raster"},
+    # The LayerNorm is what training decides by itself for an encoder of random weights; random patches get it too.
+    "direct": {"block": "direct", "heads": 8, "key_dim": 16, "layer_norm": True, "positions": "raster"},
 }
 CASCADE: dict[str, Any] = {"selector": "cascade", "coarse": {"mpp": 4, "share": 1 / 3}}
 

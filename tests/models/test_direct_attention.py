@@ -61,6 +61,27 @@ def test_contributions_sum_to_the_logits_exactly() -> None:
     assert reading.contributions["label"].shape == (PATCHES, 3)
 
 
+def test_a_layer_norm_scales_each_head_s_mean_and_contributions_stay_exact() -> None:
+    torch.manual_seed(0)
+    plain = DirectAttention(4, queries=2, heads=HEADS, key_dim=2).double()
+    normed = DirectAttention(4, queries=2, heads=HEADS, key_dim=2, layer_norm=True).double()
+    normed.load_state_dict(plain.state_dict())
+    x_MD = torch.randn(PATCHES, 4, dtype=torch.float64)
+    means_TD, tokens_TD = (each(x_MD[None])[0][0].unflatten(-1, (HEADS, 4)) for each in (plain, normed))
+    expected = (means_TD - means_TD.mean(dim=-1, keepdim=True)) / means_TD.std(
+        dim=-1, correction=0, keepdim=True
+    )
+    assert torch.allclose(tokens_TD, expected, atol=1e-4)
+    net = net_of(layer_norm=True)
+    with torch.no_grad():
+        x_ND = net.projector(torch.randn(PATCHES, WIDTH, dtype=torch.float64))
+        once, larger = (net.read_bag(scale * x_ND, torch.arange(PATCHES)) for scale in (1, 3))
+    assert once.contributions is not None
+    summed_C = once.contributions["label"].sum(dim=0) + net.heads.layers[0].bias
+    assert torch.allclose(summed_C, once.logits["label"][0], atol=1e-12)
+    assert larger.logits["label"].abs().max() < 2 * once.logits["label"].abs().max()
+
+
 def test_a_patch_without_its_contribution_leaves_the_rest_of_the_logit() -> None:
     """Taking the embedding of a patch out of the means, attention as it was, takes its contribution out."""
     net = net_of()
@@ -92,11 +113,17 @@ def test_the_block_is_named_alone_or_with_its_settings() -> None:
     assert (paper.attention_dropout, paper.dropout) == (0.1, 0.1)
     with pytest.raises(ValidationError, match="only block: paper has this"):
         AttentionConfig(block="direct", inner_dim=16)
+    with pytest.raises(ValidationError, match="layer_norm: only block: direct has this"):
+        AttentionConfig(block="paper", layer_norm=True)
 
 
-@pytest.mark.parametrize("block", ["direct", "paper"])
-def test_a_written_configuration_is_read_as_the_same(block: str) -> None:
-    model = ModelConfig.model_validate({"attention": {"block": block, "heads": 2}})
+@pytest.mark.parametrize(
+    "attention", [{"block": "paper"}, {"block": "direct"}, {"layer_norm": True}, {"layer_norm": False}]
+)
+def test_a_written_configuration_is_read_as_the_same(attention: dict[str, object]) -> None:
+    """One that says nothing of ``layer_norm`` is written as by versions that did not know it."""
+    model = ModelConfig.model_validate({"attention": {"heads": 2, **attention}})
+    assert ("layer_norm" in model.model_dump()["attention"]) is ("layer_norm" in attention)
     assert ModelConfig.model_validate_json(model.model_dump_json()) == model
 
 

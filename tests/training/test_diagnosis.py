@@ -36,18 +36,19 @@ def test_scales_are_advised_where_they_have_not_been_tried() -> None:
 
 
 def test_what_is_advised_can_be_tried() -> None:
-    """With an encoder that begins with random weights there is no head start to begin again, and the paper's block
-    selects better than the default one."""
-    (doubt,) = findings([{"val_loss": GUESS}], 0, from_scratch("direct"), train=TRAIN, val=VAL)
-    assert "try model.attention=paper, another training.lr" in doubt
+    """With an encoder that begins with random weights there is no head start to begin again, and the direct block
+    selects with a LayerNorm, which a user may have turned off."""
+    (doubt,) = findings([{"val_loss": GUESS}], 0, from_scratch(layer_norm=False), train=TRAIN, val=VAL)
+    assert "try model.attention.layer_norm=true, another training.lr" in doubt
     assert "restarts" not in doubt
-    (doubt,) = findings([{"val_loss": GUESS}], 0, from_scratch("paper"), train=TRAIN, val=VAL)
-    assert "model.attention" not in doubt
-    assert "restarts" not in doubt
+    for attention in ({"layer_norm": True}, {"block": "paper"}):
+        (doubt,) = findings([{"val_loss": GUESS}], 0, from_scratch(**attention), train=TRAIN, val=VAL)
+        assert "model.attention" not in doubt
+        assert "restarts" not in doubt
 
 
-def from_scratch(block: str) -> FinetuneConfig:
-    return FinetuneConfig.model_validate({"model": {"encoder": {"weights": "none"}, "attention": block}})
+def from_scratch(**attention: object) -> FinetuneConfig:
+    return FinetuneConfig.model_validate({"model": {"encoder": {"weights": "none"}, "attention": attention}})
 
 
 def test_weighted_classes_have_another_guess_and_nothing_is_said_of_it() -> None:

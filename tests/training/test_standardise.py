@@ -20,8 +20,9 @@ from wsi_ips.models.checkpoint import load_checkpoint, save_checkpoint
 from wsi_ips.models.encoders.projectors import StandardisedProjector
 from wsi_ips.models.ips_net import BagNet
 from wsi_ips.training.fit import train_bags
+from wsi_ips.training.open_settings import decide_open_settings
 from wsi_ips.training.run_state import BEST_NAME, HEAD_START, RUN_NAME, STATE_NAME, forget_run
-from wsi_ips.training.standardise import MOST_BAGS, MOST_PATCHES, standardise, standardising
+from wsi_ips.training.standardise import MOST_BAGS, MOST_PATCHES, standardise
 
 CPU = torch.device("cpu")
 WIDTH, PATCHES = 8, 30
@@ -248,7 +249,7 @@ def test_it_is_decided_where_the_user_says_nothing(
     tmp_path: Path, model: Json, more: Json, decided: Standardise
 ) -> None:
     """Scales differ much where several stages are pooled; the published networks stay as they were published."""
-    config = standardising(FinetuneConfig.model_validate({"model": model, **more}), tmp_path)
+    config = decide_open_settings(FinetuneConfig.model_validate({"model": model, **more}), tmp_path)
     assert config.model.encoder.standardise == decided
 
 
@@ -269,7 +270,7 @@ def test_a_training_writes_down_what_was_decided(tmp_path: Path) -> None:
 
 def as_an_earlier_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training leaves features as they are where nothing else is said, and says nothing of it."""
-    monkeypatch.setattr("wsi_ips.training.fit.standardising", lambda config, _out: config)
+    monkeypatch.setattr("wsi_ips.training.fit.decide_open_settings", lambda config, _out: config)
 
 
 @pytest.mark.parametrize("restarts", [1, 2])
@@ -293,12 +294,12 @@ def test_a_run_whose_head_start_an_earlier_version_made_is_continued(tmp_path: P
     run, config = tmp_path / "run", on_pixels()
     encoder = config.model.encoder.model_copy(update={"standardise": None, "weights": "timm"})
     config = config.model_copy(update={"model": config.model.model_copy(update={"encoder": encoder})})
-    assert standardising(config, run).model.encoder.standardise == "centre"
+    assert decide_open_settings(config, run).model.encoder.standardise == "centre"
     (run / HEAD_START).mkdir(parents=True)
     (run / HEAD_START / STATE_NAME).touch()
     of_start = on_features(standardise=None).model_dump(mode="json")
     (run / HEAD_START / RUN_NAME).write_text(json.dumps({"config": of_start}))
-    assert standardising(config, run).model.encoder.standardise is None
+    assert decide_open_settings(config, run).model.encoder.standardise is None
 
 
 def test_a_run_that_begins_anew_is_decided_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,7 +358,7 @@ def test_a_run_json_that_says_nonsense_of_it_is_passed_over(tmp_path: Path, stan
     described = json.loads((tmp_path / "run.json").read_text())
     described["config"]["model"]["encoder"]["standardise"] = standardise
     (tmp_path / "run.json").write_text(json.dumps(described))
-    assert standardising(config, tmp_path).model.encoder.standardise == "centre"
+    assert decide_open_settings(config, tmp_path).model.encoder.standardise == "centre"
 
 
 def test_what_it_may_be_is_said() -> None:

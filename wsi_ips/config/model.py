@@ -288,6 +288,12 @@ class AttentionConfig(Section):
     """Share of the projected features that is dropped in training; in the paper's block, behind attention and
     MLP, 0.1 if not given.
     """
+    layer_norm: bool | None = None
+    """Only for the direct block: a LayerNorm without weights on each head's mean of the patches. An encoder that
+    begins with random weights learns to select with it, and not without. A patch's contribution to a label stays
+    exact. None: training decides, and writes down what it did: True with ``encoder.weights: none``, otherwise
+    none. With ``training.start`` it does as that checkpoint does. A stored network without this setting has none.
+    """
     positions: Literal["none", "raster", "slide"] = "none"
     """``raster``: the paper's 1-D sinusoid over the raster index of a patch in its grid. ``slide``: 2-D
     sinusoids over its centre on the slide in µm, the same at any resolution and on a slide of any size.
@@ -311,7 +317,21 @@ class AttentionConfig(Section):
             raise ValueError(
                 f"{', '.join(sorted(of_paper))}: only block: paper has this, and the block is direct"
             )
+        if block == "paper" and given.get("layer_norm") is not None:
+            raise ValueError(
+                "layer_norm: only block: direct has this; block: paper has LayerNorms of its own"
+            )
         return {**(PAPER_BLOCK if block == "paper" else {}), **given, "block": block}
+
+    @model_serializer(mode="wrap")
+    def _as_before_without_layer_norm(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Store a configuration that says nothing of ``layer_norm`` as earlier versions did, so that their runs
+        can be continued.
+        """
+        stored: dict[str, Any] = handler(self)
+        if self.layer_norm is None:
+            stored.pop("layer_norm", None)
+        return stored
 
     @model_validator(mode="after")
     def _wavelengths_rise(self) -> Self:

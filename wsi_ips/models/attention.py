@@ -7,7 +7,8 @@ decides the label.
 
 :class:`DirectAttention` has the same attention, but the mean of the patches under each head goes straight to the
 classifier, as in attention MIL (Ilse, Tomczak, Welling, ICML 2018). A logit is then a sum over patches, and the
-contribution of each patch to it is exact.
+contribution of each patch to it is exact. An encoder that begins with random weights learns to
+select with a LayerNorm on these means, and not without one (benchmarks/megapixel_mnist.py).
 
 :class:`QueryAttention` is what both have in common.
 
@@ -24,7 +25,7 @@ from wsi_ips.models.aggregators.base import Aggregated, Aggregator, pooled_contr
 from wsi_ips.models.heads import Heads
 
 LAYER_NORM_EPS = 1e-6
-"""Epsilon of the LayerNorms of :class:`CrossAttention`, as in the reference code."""
+"""Epsilon of the LayerNorms, as in the reference code."""
 
 
 class QueryAttention(Aggregator):
@@ -98,15 +99,24 @@ class DirectAttention(QueryAttention):
         heads: Number H of heads.
         key_dim: Width K of a key.
         attention_dropout: Share of the attention that is dropped in training.
+        layer_norm: Whether each head's mean embedding is normalised over its D numbers, without weights.
     """
 
     def __init__(
-        self, dim: int, *, queries: int, heads: int, key_dim: int, attention_dropout: float = 0.0
+        self,
+        dim: int,
+        *,
+        queries: int,
+        heads: int,
+        key_dim: int,
+        attention_dropout: float = 0.0,
+        layer_norm: bool = False,
     ) -> None:
         super().__init__(dim, queries=queries, heads=heads, key_dim=key_dim)
         self.token_dim = heads * dim
         """Width of a query's token: what a task's classifier reads."""
         self.attention_dropout = nn.Dropout(attention_dropout)
+        self.layer_norm = layer_norm
 
     def read(
         self, x_BMD: Tensor, empty_BM: Tensor | None = None, places_BM: Tensor | None = None
@@ -114,12 +124,19 @@ class DirectAttention(QueryAttention):
         """Read bags. See :meth:`wsi_ips.models.aggregators.base.Aggregator.read`."""
         attention_BHTM, logits_BHTM, x_BMD = self.attention_and_logits(x_BMD, empty_BM)
         tokens_BTHD = torch.einsum("bhtm,bmd->bthd", self.attention_dropout(attention_BHTM), x_BMD)
+        if self.layer_norm:
+            tokens_BTHD = nn.functional.layer_norm(tokens_BTHD, tokens_BTHD.shape[-1:], eps=LAYER_NORM_EPS)
         return Aggregated(tokens_BTHD.flatten(2), attention_BHTM, attention_logits_BHTM=logits_BHTM)
 
     def contributions(self, x_MD: Tensor, attention_HTM: Tensor, heads: Heads) -> dict[str, Tensor] | None:
         """What each patch adds to the logits, {task: (M, C)}; exact, since the classifier reads the means as they
-        are.
+        are, or as LayerNorm scales them: by one number for the whole bag, under each head of each query.
         """
+        if self.layer_norm:
+            x_MD = x_MD - x_MD.mean(dim=-1, keepdim=True)
+            mean_HTD = torch.einsum("htm,md->htd", attention_HTM, x_MD)
+            variance_HT1 = mean_HTD.square().mean(dim=-1, keepdim=True)
+            attention_HTM = attention_HTM / (variance_HT1 + LAYER_NORM_EPS).sqrt()
         return pooled_contributions(x_MD, attention_HTM, heads)
 
 

@@ -290,6 +290,7 @@ def _attention(config: ModelConfig, dim: int) -> CrossAttention | DirectAttentio
             heads=attention.heads,
             key_dim=attention.key_dim,
             attention_dropout=attention.attention_dropout,
+            layer_norm=bool(attention.layer_norm),
         )
     return CrossAttention(
         dim,

@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from wsi_ips import __version__
 from wsi_ips.config import ModelConfig, PipelineConfig, SelectionConfig
 from wsi_ips.errors import CheckpointError, one_line
+from wsi_ips.models.attention import DirectAttention
 from wsi_ips.models.build import build_selecting_net, scorer_model
 from wsi_ips.models.checkpoint_head import (
     FORMAT,
@@ -253,17 +254,18 @@ def begin_from(net: BagNet, path: Path) -> None:
     no coarse scorer, or no ``selection.scorer``, the one of ``net`` stays as it is.
 
     Raises:
-        CheckpointError: The file cannot be read, it treats features otherwise (``model.encoder.standardise``), or
-            any other weight is missing or of another shape.
+        CheckpointError: The file cannot be read, it treats features otherwise (``model.encoder.standardise``,
+            ``model.attention.layer_norm``), or any other weight is missing or of another shape.
     """
     theirs, pipeline = load_checkpoint(path)
-    ours, its = (_standardises(each) for each in (net, theirs))
-    if ours != its:
-        raise CheckpointError(
-            path,
-            f"was trained with model.encoder.standardise: {its}, and this model has {ours}",
-            f"leave the setting out, or set it to {its}",
-        )
+    ours_of, its_of = (_settings_without_weights(each) for each in (net, theirs))
+    for setting, its in its_of.items():
+        if (ours := ours_of.get(setting, its)) != its:
+            raise CheckpointError(
+                path,
+                f"was trained with {setting}: {its}, and this model has {ours}",
+                f"leave the setting out, or set it to {its}",
+            )
     if pipeline.model.encoder.features is None and _base_of(theirs) != _base_of(net):
         raise CheckpointError(
             path,
@@ -291,11 +293,16 @@ def begin_from(net: BagNet, path: Path) -> None:
     net.load_state_dict(given, strict=False)
 
 
-def _standardises(net: BagNet) -> str:
-    """How a network treats its features, as the setting ``model.encoder.standardise`` says it."""
-    if not isinstance(net.projector, StandardisedProjector):
-        return "false"
-    return "true" if net.projector.each else "centre"
+def _settings_without_weights(net: BagNet) -> dict[str, str]:
+    """{setting: its value} of what decides how a network reads features and leaves the shapes of its weights as
+    they are.
+    """
+    settings = {"model.encoder.standardise": "false"}
+    if isinstance(net.projector, StandardisedProjector):
+        settings["model.encoder.standardise"] = "true" if net.projector.each else "centre"
+    if isinstance(net, IPSNet) and isinstance(net.attention, DirectAttention):
+        settings["model.attention.layer_norm"] = str(net.attention.layer_norm).lower()
+    return settings
 
 
 def load_scorer(net: IPSNet, config: PipelineConfig) -> SelectionConfig:

@@ -62,7 +62,10 @@ def _what_to_try(config: FinetuneConfig) -> str:
     model, advice = config.model, []
     direct = model.aggregator is None and model.attention.block == "direct"
     if direct and model.encoder.weights == "none" and config.training.start is None:
-        advice.append("model.attention=paper")  # selects better where the encoder begins with random weights
+        if not model.attention.layer_norm:
+            advice.append(
+                "model.attention.layer_norm=true"
+            )  # an encoder of random weights does not select without
     elif not model.encoder.standardise:
         advice.append("model.encoder.standardise=centre")
     if config.can_restart:

@@ -45,6 +45,7 @@ from wsi_ips.training.learned_from import LearnedFrom
 from wsi_ips.training.learning import Steps
 from wsi_ips.training.model_card import SlideFacts, write_card
 from wsi_ips.training.module import IPSModule
+from wsi_ips.training.open_settings import decide_open_settings
 from wsi_ips.training.processes import (
     SharedSteps,
     check_nodes,
@@ -61,7 +62,7 @@ from wsi_ips.training.run_state import (
     RunRecorder,
 )
 from wsi_ips.training.sampling import order_of_epoch
-from wsi_ips.training.standardise import standardise, standardising
+from wsi_ips.training.standardise import standardise
 from wsi_ips.training.survival import check_survival, store_baseline, with_time_bins
 from wsi_ips.units import Mpp
 
@@ -271,7 +272,7 @@ def train_bags(
             "selection.coarse.recall is measured on the validation split, which is empty: set coarse.share instead"
         )
     config = with_time_bins(config, [bag.targets for bag in train])
-    config = standardising(config.model_copy(update={"model": complete_model(config.model)}), out)
+    config = decide_open_settings(config.model_copy(update={"model": complete_model(config.model)}), out)
     with calculating(deterministic=config.training.deterministic):
         train_once = partial(
             _train, train, val, device=device, progress=progress, max_bad=max_bad, coords=coords,

@@ -1,82 +1,28 @@
-"""Means and scales of features, before a network learns (``model.encoder.standardise``): :func:`standardise`
-takes them, and :func:`standardising` says which, where a configuration leaves it open.
+"""Means and scales of features, before a network learns (``model.encoder.standardise``).
 
-A few patches of many training slides say what each feature is on average and how much it varies. The network
+Which of them a network takes, where the configuration leaves it open, is decided in
+:mod:`wsi_ips.training.open_settings`. A few patches of many training slides say what each feature is on average and how much it varies. The network
 keeps both (:class:`wsi_ips.models.encoders.projectors.StandardisedProjector`).
 
 Shape suffixes: n patches, C feature width.
 """
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from wsi_ips.config import EncoderConfig, FinetuneConfig, StreamingConfig
+from wsi_ips.config import StreamingConfig
 from wsi_ips.errors import NotFinite, WsiIpsError
-from wsi_ips.models.checkpoint_head import checkpoint_config
 from wsi_ips.models.encoders.projectors import StandardisedProjector
 from wsi_ips.models.ips_net import BagNet, scoring
 from wsi_ips.training.bags import Bag
-from wsi_ips.training.run_state import HEAD_START, RUN_NAME, STARTS, STATE_NAME
 
 MOST_BAGS = 64
 """Bags that are looked into."""
 MOST_PATCHES = 64
 """Patches of a bag that are encoded."""
-
-
-def standardising(config: FinetuneConfig, out: Path) -> FinetuneConfig:
-    """The configuration, with ``model.encoder.standardise`` decided where it is left open.
-
-    A run that was begun in ``out`` goes on as it began, also one that an earlier version began and that says
-    nothing of it; what begins from the checkpoint ``training.start`` does as that one does. Otherwise features of
-    several stages are standardised and all others centred. The published networks (the paper's block, attention
-    sampling) and encoders with random weights stay as they are.
-
-    Raises:
-        CheckpointError: The checkpoint ``training.start`` cannot be read.
-    """
-    encoder, start = config.model.encoder, config.training.start
-    if encoder.standardise is not None:
-        return config
-    begun = _begun(out)
-    decided: Literal["centre"] | bool | None
-    if begun is not None:
-        decided = begun.standardise
-    elif start is not None:
-        decided = checkpoint_config(start).model.encoder.standardise
-    elif (
-        encoder.weights == "none"
-        or config.model.attention.block == "paper"
-        or config.selection.selector == "attention_sampling"
-    ):
-        return config
-    else:
-        decided = True if encoder.pools_stages else "centre"
-    if not decided:
-        return config
-    encoder = encoder.model_copy(update={"standardise": decided})
-    return config.model_copy(update={"model": config.model.model_copy(update={"encoder": encoder})})
-
-
-def _begun(out: Path) -> EncoderConfig | None:
-    """The encoder of the run in ``out`` that training goes on with. None: there is none, or none that can be read.
-
-    Where the run itself has not come to its first epoch yet, its head start or one of its starts says it.
-    """
-    folders = [out, out / HEAD_START, *(out / STARTS).glob("*"), *(out / HEAD_START / STARTS).glob("*")]
-    for folder in (folder for folder in folders if (folder / STATE_NAME).exists()):
-        try:
-            run = json.loads((folder / RUN_NAME).read_text(encoding="utf-8"))
-            return EncoderConfig.model_validate(run["config"]["model"]["encoder"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return None
 
 
 @torch.no_grad()

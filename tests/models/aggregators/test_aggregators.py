@@ -50,13 +50,13 @@ class TestOurs(AggregatorContract):
 class TestAttentionOfModelAttention(AggregatorContract):
     """``direct`` and ``paper``, which are settings of ``model.attention``."""
 
-    @pytest.fixture(params=["direct", "paper"])
+    @pytest.fixture(params=["direct", "direct with a LayerNorm", "paper"])
     def aggregator(self, request: pytest.FixtureRequest) -> Aggregator:
         torch.manual_seed(0)
         made = (
-            DirectAttention
-            if request.param == "direct"
-            else partial(CrossAttention, value_dim=4, inner_dim=8, dropout=0.2)
+            partial(CrossAttention, value_dim=4, inner_dim=8, dropout=0.2)
+            if request.param == "paper"
+            else partial(DirectAttention, layer_norm=request.param != "direct")
         )
         return made(DIM, queries=2, heads=2, key_dim=4, attention_dropout=0.2).double().eval()
 

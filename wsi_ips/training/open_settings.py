@@ -1,0 +1,69 @@
+"""Settings of the model that a configuration leaves open, decided before anything learns.
+
+They are ``model.encoder.standardise`` and ``model.attention.layer_norm``. What was decided is written into
+``run.json`` and the checkpoint, in which an open setting means that neither is done: so do the files of versions
+that did not know it.
+"""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from wsi_ips.config import FinetuneConfig, ModelConfig
+from wsi_ips.models.checkpoint_head import checkpoint_config
+from wsi_ips.training.run_state import HEAD_START, RUN_NAME, STARTS, STATE_NAME
+
+
+def decide_open_settings(config: FinetuneConfig, out: Path) -> FinetuneConfig:
+    """The configuration, with all settings decided that it leaves open.
+
+    A run that was begun in ``out`` goes on as it began, also one that an earlier version began; what begins from
+    the checkpoint ``training.start`` does as that one does. Otherwise:
+
+    - ``encoder.standardise``: features of several stages are standardised and all others centred. The published
+      networks (the paper's block, attention sampling) and encoders with random weights stay as they are.
+    - ``attention.layer_norm``: the direct block has it where the encoder begins with random weights.
+
+    Raises:
+        CheckpointError: The checkpoint ``training.start`` cannot be read.
+    """
+    model, start = config.model, config.training.start
+    encoder, attention = model.encoder, model.attention
+    before = _begun(out)
+    if before is None and start is not None:
+        before = checkpoint_config(start).model
+    sampling = config.selection.selector == "attention_sampling"
+    if encoder.standardise is None:
+        standardise = before.encoder.standardise if before else _standardise(model, sampling=sampling)
+        encoder = encoder.model_copy(update={"standardise": standardise or None})
+    if attention.layer_norm is None and attention.block == "direct":
+        layer_norm = before.attention.layer_norm if before else _layer_norm(model, sampling=sampling)
+        attention = attention.model_copy(update={"layer_norm": layer_norm or None})
+    return config.model_copy(
+        update={"model": model.model_copy(update={"encoder": encoder, "attention": attention})}
+    )
+
+
+def _standardise(model: ModelConfig, *, sampling: bool) -> Literal["centre"] | bool:
+    if model.encoder.weights == "none" or model.attention.block == "paper" or sampling:
+        return False
+    return True if model.encoder.pools_stages else "centre"
+
+
+def _layer_norm(model: ModelConfig, *, sampling: bool) -> bool:
+    return model.encoder.weights == "none" and model.aggregator is None and not sampling
+
+
+def _begun(out: Path) -> ModelConfig | None:
+    """The model of the run in ``out`` that training goes on with. None: there is none, or none that can be read.
+
+    Where the run itself has not come to its first epoch yet, its head start or one of its starts says it.
+    """
+    folders = [out, out / HEAD_START, *(out / STARTS).glob("*"), *(out / HEAD_START / STARTS).glob("*")]
+    for folder in (folder for folder in folders if (folder / STATE_NAME).exists()):
+        try:
+            run = json.loads((folder / RUN_NAME).read_text(encoding="utf-8"))
+            return ModelConfig.model_validate(run["config"]["model"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
