@@ -62,10 +62,10 @@ def _what_to_try(config: FinetuneConfig) -> str:
     model, advice = config.model, []
     direct = model.aggregator is None and model.attention.block == "direct"
     if direct and model.encoder.weights == "none" and config.training.start is None:
-        if not model.attention.layer_norm:
-            advice.append(
-                "model.attention.layer_norm=true"
-            )  # an encoder of random weights does not select without
+        if (
+            not model.attention.layer_norm
+        ):  # without it, an encoder of random weights does not learn to select
+            advice.append("model.attention.layer_norm=true")
     elif not model.encoder.standardise:
         advice.append("model.encoder.standardise=centre")
     if config.can_restart:

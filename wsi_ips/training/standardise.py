@@ -1,8 +1,9 @@
 """Means and scales of features, before a network learns (``model.encoder.standardise``).
 
 Which of them a network takes, where the configuration leaves it open, is decided in
-:mod:`wsi_ips.training.open_settings`. A few patches of many training slides say what each feature is on average and how much it varies. The network
-keeps both (:class:`wsi_ips.models.encoders.projectors.StandardisedProjector`).
+:mod:`wsi_ips.training.open_settings`. A few patches of many training slides say what each feature is on average
+and how much it varies. The network keeps both
+(:class:`wsi_ips.models.encoders.projectors.StandardisedProjector`).
 
 Shape suffixes: n patches, C feature width.
 """
