@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import memory
+from benchmarks.kept_results import tell
 from benchmarks.make_gigapixel import make_gigapixel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,3 +110,11 @@ def test_an_epoch_of_finetune_is_compared_with_its_encoder(tmp_path: Path) -> No
     figures = answer("finetune_epoch.py", *options)
     assert figures["finetune_epoch_over_encoder"] > 0
     assert figures["slides_opened_per_epoch"] == figures["slides"]
+
+
+def test_figures_of_every_kind_are_told_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    tell({"auc": 0.98765, "passes": 12, "size": {"m": 3}, "tags": None}, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(maxsplit=1) for line in lines] == [
+        ["auc", "0.9877"], ["passes", "12"], ["size", "{'m': 3}"], ["tags", "-"],
+    ]  # fmt: skip
