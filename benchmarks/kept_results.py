@@ -8,10 +8,11 @@ import hashlib
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,11 @@ def tell(figures: Mapping[str, Any], *, as_json: bool) -> None:
     for key, value in figures.items():
         said = f"{value:.4g}" if isinstance(value, float | int) else str(value or "-")
         print(f"{key:44} {said:>12}")
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """A cell of a table; empty without values."""
+    if not values:
+        return ""
+    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{deviation}"
