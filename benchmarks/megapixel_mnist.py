@@ -1,4 +1,4 @@
-"""Megapixel MNIST: IPS against a cascade, mean pooling of all patches, and M random patches, with both heads.
+"""Megapixel MNIST: IPS against a cascade, attention sampling, the mean of all patches and M random patches.
 
     python benchmarks/megapixel_mnist.py --mnist DIR [--only METHOD …] [--heads HEAD …] [--seed N] [--json]
                                          [--table] [--out DIR] [--epochs N] [--device auto] [--full] [--quick]
@@ -8,9 +8,10 @@ CPU size: 192 x 192 px with four line patterns, 121 patches of 32 px that overla
 are kept; 8,000 images to learn from, 300 to choose the epoch by, 1,000 to test on, once. All methods have
 the same small encoder, tasks, optimiser and epochs, but mean pooling has fewer epochs: each of its steps
 takes all 121 patches back through the encoder. HEAD is the published block (paper) or the project's default
-(direct); mean pooling has neither. The cascade encodes and ranks a third of the patches, which a small network
-chooses at a quarter of the resolution. ``--full`` is the paper's size and network by
-pipelines/megapixel_mnist.yaml, IPS alone, for a GPU. DIR holds MNIST as torchvision keeps it.
+(direct); mean pooling and attention sampling have neither. The cascade encodes and ranks a third of the
+patches, which a small network chooses at a quarter of the resolution; attention sampling draws M patches by
+such a network. ``--full`` is the paper's size and network by pipelines/megapixel_mnist.yaml, IPS alone, for a
+GPU. DIR holds MNIST as torchvision keeps it.
 
 What a method reaches is a small JSON, mnist_<method>_<head>_seed<N>.json: of MNIST, with the usual size and
 epochs and on a CPU, in benchmarks/results, committed; otherwise below --out. Nothing is run twice. --table prints
@@ -53,11 +54,17 @@ from wsi_ips.models.checkpoint import load_checkpoint  # noqa: E402
 from wsi_ips.streaming.device import pick_device  # noqa: E402
 from wsi_ips.training.fit import train_bags  # noqa: E402
 
-METHODS = ("ips", "cascade", "random", "mean_pool")
+METHODS = ("ips", "cascade", "sampling", "random", "mean_pool")
 HEADS = ("paper", "direct")
-HEADLESS = "mean_pool"
-"""The method that has no attention."""
-NAMES = {"ips": "IPS", "cascade": "cascade", "random": "random patches", "mean_pool": "mean of all patches"}
+HEADLESS = ("sampling", "mean_pool")
+"""The methods whose classifier reads a mean of embeddings, without a head of attention."""
+NAMES = {
+    "ips": "IPS",
+    "cascade": "cascade",
+    "sampling": "attention sampling",
+    "random": "random patches",
+    "mean_pool": "mean of all patches",
+}
 TASKS = ("majority", "max", "top", "multi")
 DIGITS = [str(digit) for digit in range(10)]
 MEAN_POOL_EPOCHS = 1 / 3
@@ -100,7 +107,11 @@ ATTENTION: dict[str, dict[str, Any]] = {
     # The LayerNorm is what training decides by itself for an encoder of random weights; random patches get it too.
     "direct": {"block": "direct", "heads": 8, "key_dim": 16, "layer_norm": True, "positions": "raster"},
 }
-CASCADE: dict[str, Any] = {"selector": "cascade", "coarse": {"mpp": 4, "share": 1 / 3}}
+SELECTION: dict[str, dict[str, Any]] = {
+    "cascade": {"selector": "cascade", "coarse": {"mpp": 4, "share": 1 / 3}},
+    "sampling": {"selector": "attention_sampling", "sampling": {"samples": 12}, "coarse": {"mpp": 4}},
+}
+"""What selects, in place of IPS."""
 
 
 def main() -> None:
@@ -138,7 +149,7 @@ def wanted(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield "ips", "paper"
         return
     for method in arguments.only:
-        if method == HEADLESS:
+        if method in HEADLESS:
             yield method, ""
             continue
         for head in arguments.heads:
@@ -191,8 +202,9 @@ def small_job(arguments: argparse.Namespace, method: str, head: str) -> ImagesJo
 def small_settings(arguments: argparse.Namespace, method: str, head: str) -> dict[str, Any]:
     """The settings of a method in the CPU size, but for its seed and for where files lie."""
     settings: dict[str, Any] = json.loads(json.dumps(FINETUNE))
-    settings["model"]["attention"] = ATTENTION[head or "paper"]  # a method without a head does not look at it
-    settings["selection"] |= CASCADE if method == "cascade" else {}
+    if method != "sampling":
+        settings["model"]["attention"] = ATTENTION[head or "paper"]  # mean pooling does not look at it
+    settings["selection"] |= SELECTION.get(method, {})
     epochs = arguments.epochs or (1 if arguments.quick else None)
     settings["training"] |= {"epochs": epochs} if epochs else {}
     return {**settings, "data": QUICK_DATA if arguments.quick else DATA}
@@ -224,7 +236,7 @@ def result(method: str, job: ImagesJob, *, device: torch.device) -> dict[str, An
         splits = image_splits(
             job.data, job.out / "data", tasks=job.model.tasks, tiling=job.tiling, progress=progress
         )
-        if method in ("ips", "cascade"):
+        if method in ("ips", *SELECTION):
             figures, passes = selecting(method, job, splits, device=device, progress=progress)
         else:
             figures, passes = baseline(method, job, splits, device=device)
@@ -246,6 +258,9 @@ def selecting(
     counts = {name: len(bags) for name, bags in splits.items()}
     if method == "ips":
         return scores.figures, epochs * (counts["train"] * (n + m) + counts["val"] * n) + counts["test"] * n
+    if method == "sampling":
+        drawn = job.selection.sampling.samples
+        return scores.figures, drawn * (epochs * (counts["train"] + counts["val"]) + counts["test"])
     # The first epochs look at all patches in training, and calibration does once on the validation images.
     seen = math.ceil(float(net.looks_from_afar.share) * n)
     full = min(job.selection.coarse.full_epochs, epochs)

@@ -29,7 +29,7 @@ def test_every_method_answers_and_is_not_run_twice(
     main()
     figures = json.loads(capsys.readouterr().out)
     names = ["mnist", "mnist_direct", "mnist_cascade", "mnist_cascade_direct", "mnist_random"]
-    for name in [*names, "mnist_random_direct", "mnist_mean_pool"]:
+    for name in [*names, "mnist_random_direct", "mnist_sampling", "mnist_mean_pool"]:
         for task in ("majority", "max", "top", "multi"):
             assert 0 <= figures[f"{name}_{task}"] <= 1
         assert figures[f"{name}_seconds"] > 0
@@ -38,6 +38,7 @@ def test_every_method_answers_and_is_not_run_twice(
     assert figures["mnist_size"]["patches"] == patches
     assert figures["mnist_encoder_passes"] == 16 * (patches + 12) + 24 * patches
     assert figures["mnist_random_encoder_passes"] == 12 * (16 + 24)
+    assert figures["mnist_sampling_encoder_passes"] == 12 * (16 + 24)
     # The only epoch of the cascade reads all patches in training, a third of them (rounded up) elsewhere, and all
     # of the validation images to calibrate.
     third = -(-patches // 3)
@@ -48,7 +49,7 @@ def test_every_method_answers_and_is_not_run_twice(
     assert kept == [
         *("mnist_cascade_direct_seed0.json", "mnist_cascade_paper_seed0.json", "mnist_ips_direct_seed0.json"),
         *("mnist_ips_paper_seed0.json", "mnist_mean_pool_seed0.json", "mnist_random_direct_seed0.json"),
-        "mnist_random_paper_seed0.json",
+        *("mnist_random_paper_seed0.json", "mnist_sampling_seed0.json"),
     ]
     monkeypatch.setattr("benchmarks.megapixel_mnist.result", None)  # nothing is run twice
     main()
