@@ -108,7 +108,13 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     # The project's head start, but on one view of every patch as the other frozen methods have.
     "ips": {"training": {"epochs": 40, **CHOSEN_BY}},
-    # The mean of several starts of it, as predict --checkpoint A B C says it.
+    # With a LayerNorm on each head's mean, which training turns on by itself for encoders of random weights alone.
+    "ips_norm": {
+        "attention": {"layer_norm": True},
+        "project": 256,
+        "training": {"epochs": 40, **CHOSEN_BY},
+    },
+    # The mean of several starts of ips, as predict --checkpoint A B C says it.
     "ips_five": {"starts": 5, "training": {"epochs": 40, **CHOSEN_BY}},
     # What ips learned, and the kept patches of the test slides in four orientations.
     "ips_turns": {"turns": 4},

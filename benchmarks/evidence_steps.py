@@ -472,6 +472,7 @@ STEPS: Mapping[str, Method] = {
     "abmil": on_features(FROZEN_MODELS["abmil"], maps=("attention",)),
     "ips_paper": ips_frozen,
     "ips": ips_frozen,
+    "ips_norm": ips_frozen,
     "ips_five": ips_five,
     "ips_turns": in_turns,
     "e2e": e2e,

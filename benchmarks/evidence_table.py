@@ -12,7 +12,7 @@ LEARNED = 0.75
 """A start above this AUC has learned."""
 FROZEN = ("mean", "abmil", "ips_paper", "ips")
 """Methods on frozen features, one start each."""
-ON_FEATURES = (*FROZEN, "ips_five")
+ON_FEATURES = (*FROZEN, "ips_norm", "ips_five")
 """All methods on frozen features."""
 SIZES = ("macro", "micro", "small")
 NAMES = {
@@ -21,6 +21,7 @@ NAMES = {
     "abmil": "attention MIL, frozen",
     "ips_paper": "IPS as in the paper, frozen",
     "ips": "IPS, frozen",
+    "ips_norm": "IPS, frozen, with a LayerNorm",
     "ips_five": "IPS, frozen, mean of five starts",
     "ips_turns": "IPS, frozen, kept patches in four orientations",
     "e2e": "**IPS, end to end**",
