@@ -41,6 +41,11 @@ def test_what_is_advised_can_be_tried() -> None:
     (doubt,) = findings([{"val_loss": GUESS}], 0, from_scratch(layer_norm=False), train=TRAIN, val=VAL)
     assert "try model.attention.layer_norm=true, another training.lr" in doubt
     assert "restarts" not in doubt
+    other = FinetuneConfig.model_validate(
+        {"model": {"encoder": {"weights": "none"}, "aggregator": {"name": "abmil"}}}
+    )
+    (doubt,) = findings([{"val_loss": GUESS}], 0, other, train=TRAIN, val=VAL)
+    assert "try model.aggregator=direct, another training.lr" in doubt
     for attention in ({"layer_norm": True}, {"block": "paper"}):
         (doubt,) = findings([{"val_loss": GUESS}], 0, from_scratch(**attention), train=TRAIN, val=VAL)
         assert "model.attention" not in doubt

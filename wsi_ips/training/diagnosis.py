@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from wsi_ips.config import FinetuneConfig, TaskConfig
+from wsi_ips.config.model import RANKING
 from wsi_ips.datasets.manifest import Target
 
 AT_CHANCE = 0.95
@@ -60,11 +61,14 @@ def findings(
 def _what_to_try(config: FinetuneConfig) -> str:
     """What a run that found nothing advises the user to do."""
     model, advice = config.model, []
-    direct = model.aggregator is None and model.attention.block == "direct"
-    if direct and model.encoder.weights == "none" and config.training.start is None:
-        if (
-            not model.attention.layer_norm
-        ):  # without it, an encoder of random weights does not learn to select
+    if model.encoder.weights == "none" and config.training.start is None:
+        # Behind an encoder of random weights only the direct block with its LayerNorm, and the paper's, were seen
+        # to learn to select (docs/results.md).
+        if model.aggregator is not None and config.selection.selector in RANKING:
+            advice.append("model.aggregator=direct")
+        elif (
+            model.aggregator is None and model.attention.block == "direct" and not model.attention.layer_norm
+        ):
             advice.append("model.attention.layer_norm=true")
     elif not model.encoder.standardise:
         advice.append("model.encoder.standardise=centre")
