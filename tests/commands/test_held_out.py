@@ -1,6 +1,7 @@
 """``finetune --folds``: every slide labelled by the model that has not seen it."""
 
 import csv
+import json
 from pathlib import Path
 
 import yaml
@@ -15,7 +16,8 @@ def test_each_slide_s_result_names_its_fold_s_checkpoint(
     console: Console, small_data: SmallData, tmp_path: Path
 ) -> None:
     recipe, out = tmp_path / "r.yaml", tmp_path / "cv"
-    recipe.write_text(yaml.safe_dump({**SMALL_MODEL, "training": {"epochs": 1}}))
+    model = {**SMALL_MODEL["model"], "attention": {"heads": 2, "key_dim": 4}}  # type: ignore[dict-item]
+    recipe.write_text(yaml.safe_dump({**SMALL_MODEL, "model": model, "training": {"epochs": 1}}))
     start = ("finetune", small_data.manifest, "--recipe", recipe, "--out", out, "--folds", "2",
              "--set", "inner_val=0")  # fmt: skip
     said = console(*start)
@@ -27,6 +29,8 @@ def test_each_slide_s_result_names_its_fold_s_checkpoint(
     for slide_id, path in stored.items():
         model = out / f"fold_{fold_of[slide_id]}" / "model.safetensors"
         assert read_result(path).checkpoint == checkpoint_sha256(model)
+    described = json.loads((held_out / "run.json").read_text())["config"]["model"]
+    assert described["attention"]["layer_norm"] is True  # as the folds' trainings decided
     with (held_out / "predictions.csv").open(newline="") as file:
         assert [row["slide_id"] for row in csv.DictReader(file)] == [
             slide_id for number in "01" for slide_id, fold in fold_of.items() if fold == number

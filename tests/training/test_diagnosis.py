@@ -46,6 +46,13 @@ def test_what_is_advised_can_be_tried() -> None:
     )
     (doubt,) = findings([{"val_loss": GUESS}], 0, other, train=TRAIN, val=VAL)
     assert "try model.aggregator=direct, another training.lr" in doubt
+    sampling = {"model": {"encoder": {"weights": "none"}}, "selection": {"selector": "attention_sampling"}}
+    begun = {"model": {"encoder": {"weights": "none"}}, "training": {"start": "model.safetensors"}}
+    for given in (sampling, begun):
+        (doubt,) = findings(
+            [{"val_loss": GUESS}], 0, FinetuneConfig.model_validate(given), train=TRAIN, val=VAL
+        )
+        assert "try another training.lr" in doubt
     for attention in ({"layer_norm": True}, {"block": "paper"}):
         (doubt,) = findings([{"val_loss": GUESS}], 0, from_scratch(**attention), train=TRAIN, val=VAL)
         assert "model.attention" not in doubt

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from tests.conftest import SMALL_MODEL
 from tests.training.test_standardise import pixels_bag
 from wsi_ips.config import FinetuneConfig
-from wsi_ips.errors import CheckpointError
+from wsi_ips.errors import CheckpointError, ConfigError
 from wsi_ips.models.attention import DirectAttention
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.training.fit import train_bags
@@ -48,6 +49,7 @@ def trained(config: FinetuneConfig, out: Path) -> tuple[bool, bool | None]:
         ({"encoder": SCRATCH}, {}, True),
         ({"encoder": {**SCRATCH, "weights": "timm"}}, {}, None),
         ({"encoder": {"name": "features", "features": 8}}, {}, None),
+        ({"encoder": {"name": "features", "features": 8, "weights": "none"}}, {}, None),
         ({"encoder": SCRATCH, "attention": {"layer_norm": False}}, {}, False),
         ({"encoder": {**SCRATCH, "weights": "timm"}, "attention": {"layer_norm": True}}, {}, True),
         ({"encoder": SCRATCH, "attention": "paper"}, {}, None),
@@ -60,6 +62,17 @@ def test_it_is_decided_where_the_user_says_nothing(
 ) -> None:
     config = FinetuneConfig.model_validate({"model": model, **more})
     assert decide_open_settings(config, tmp_path).model.attention.layer_norm is decided
+
+
+def test_attention_sampling_refuses_it() -> None:
+    """It has no head of attention."""
+    with pytest.raises(ValidationError, match=r"leave model\.attention\.layer_norm out"):
+        FinetuneConfig.model_validate(
+            {
+                "model": {"encoder": SCRATCH, "attention": {"layer_norm": True}},
+                "selection": {"selector": "attention_sampling"},
+            }
+        )
 
 
 def test_a_training_writes_down_what_was_decided(tmp_path: Path) -> None:
@@ -79,10 +92,22 @@ def test_a_run_that_an_earlier_version_began_is_continued(
 
 
 @pytest.mark.parametrize("before", [True, False])
+def test_a_run_goes_on_as_it_began_where_the_setting_is_left_out_later(tmp_path: Path, before: bool) -> None:
+    """Scales too, which say false where they were turned off."""
+    config = learning(layer_norm=before)
+    encoder = config.model.encoder.model_copy(update={"standardise": False})
+    config = config.model_copy(update={"model": config.model.model_copy(update={"encoder": encoder})})
+    trained(config, tmp_path)
+    assert trained(learning(), tmp_path) == (before, before)
+    with pytest.raises(ConfigError, match=rf"attention\.layer_norm {before} there, {not before} here"):
+        trained(learning(layer_norm=not before), tmp_path)
+
+
+@pytest.mark.parametrize("before", [True, False])
 def test_a_training_goes_on_as_the_checkpoint_that_it_begins_from(tmp_path: Path, before: bool) -> None:
     trained(learning(layer_norm=before), tmp_path / "first")
     start = tmp_path / "first" / BEST_NAME
-    assert trained(learning(start=start), tmp_path / "second") == (before, before or None)
+    assert trained(learning(start=start), tmp_path / "second") == (before, before)
     other = learning(layer_norm=not before, start=start)
     with pytest.raises(CheckpointError, match=rf"layer_norm: {str(before).lower()}, and this model has"):
         trained(other, tmp_path / "third")

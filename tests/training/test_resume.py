@@ -93,7 +93,7 @@ def test_another_run_s_folder_is_refused_with_what_differs(
     manifest: Manifest, undisturbed: tuple[FinetuneReport, Path], tmp_path: Path
 ) -> None:
     _, out = undisturbed
-    with pytest.raises(ConfigError, match=r'"lr": 0.01 there, "lr": 0.02 here.*--restart'):
+    with pytest.raises(ConfigError, match=r"training\.lr 0\.01 there, 0\.02 here.*--restart"):
         run(manifest, config_of(lr=0.02), out)
     fewer = Manifest(manifest.path, tuple(r for r in manifest.records if r.split != "val"))
     with pytest.raises(ConfigError, match="another number of slides"):

@@ -232,6 +232,11 @@ class EncoderConfig(Section):
     """
 
     @property
+    def begins_random(self) -> bool:
+        """Whether the encoder begins with random weights. Stored features are those of another encoder."""
+        return self.weights == "none" and self.name != "features"
+
+    @property
     def pools_stages(self) -> bool:
         """Whether several stages are pooled, side by side."""
         return self.pooling in ("levels", "levels_std")

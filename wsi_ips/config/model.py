@@ -289,10 +289,11 @@ class AttentionConfig(Section):
     MLP, 0.1 if not given.
     """
     layer_norm: bool | None = None
-    """Only for the direct block: a LayerNorm without weights on each head's mean of the patches. An encoder that
-    begins with random weights learns to select with it, and not without. A patch's contribution to a label stays
-    exact. None: training decides, and writes down what it did: True with ``encoder.weights: none``, otherwise
-    none. With ``training.start`` it does as that checkpoint does. A stored network without this setting has none.
+    """Only for the direct block: a LayerNorm without weights on each head's mean of the patches, behind which an
+    encoder of random weights learns to select. A patch's contribution to a label stays exact. None: training
+    decides, and writes down where it turned it on: with ``encoder.weights: none``. With ``training.start`` it does
+    as that checkpoint does. A stored network without this setting has no LayerNorm there. Attention sampling and
+    the networks of ``aggregator`` refuse it.
     """
     positions: Literal["none", "raster", "slide"] = "none"
     """``raster``: the paper's 1-D sinusoid over the raster index of a patch in its grid. ``slide``: 2-D

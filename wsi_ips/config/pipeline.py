@@ -94,6 +94,10 @@ class PipelineConfig(Section):
             )
         if selection.selector == "attention_sampling" and self.model.attention.positions != "none":
             raise ValueError("attention sampling uses no positions: leave model.attention.positions at none")
+        if selection.selector == "attention_sampling" and self.model.attention.layer_norm is not None:
+            raise ValueError(
+                "attention sampling has no head of attention: leave model.attention.layer_norm out"
+            )
         coarse = selection.coarse
         if coarse.scorer in ("conv", "encoder") and coarse.mpp < self.tiling.patch_mpp:
             raise ValueError(

@@ -27,13 +27,14 @@ from wsi_ips.inference.predictions import PredictionRow, write_case_answers
 from wsi_ips.inference.run_folder import RunFolder, claimed
 from wsi_ips.inference.run_tables import RunTables
 from wsi_ips.inference.slide_work import SlideJob, SlideRecorder, SlideWork
-from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
+from wsi_ips.models.checkpoint import checkpoint_config, checkpoint_sha256, load_checkpoint
 from wsi_ips.models.encoders.registry import code_of
 from wsi_ips.progress import Progress
 from wsi_ips.storage.location import Location
 from wsi_ips.streaming.device import calculating, numerics, pick_device
 from wsi_ips.tiling.patches import FindPatches
 from wsi_ips.training.cross_validation import Fold
+from wsi_ips.training.open_settings import with_open_settings_of
 from wsi_ips.training.survival import follow_up_of
 from wsi_ips.units import Mpp
 
@@ -94,7 +95,8 @@ def predict_slides(
 
     Args:
         manifest: The slides.
-        config: What the models were trained with; ``run.json`` tells all of it.
+        config: What the models were trained with; ``run.json`` tells all of it, and of what it leaves open what
+            the first model's training decided.
         models: Checkpoints, and the ids of the slides that each labels.
         out: Folder of the run.
         checkpoint: What ``run.json`` names as the model, for people.
@@ -106,6 +108,7 @@ def predict_slides(
         described: What else ``run.json`` says of the configuration.
     """
     run = RunFolder(out)
+    config = with_open_settings_of(config, checkpoint_config(models[0][0]).model)
     records = {record.slide_id: record for record in manifest.records}
     slide_ids = [slide_id for _, its in models for slide_id in its]
     paths: dict[str, Location] = {slide_id: records[slide_id].place for slide_id in slide_ids}

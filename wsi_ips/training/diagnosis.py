@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from wsi_ips.config import FinetuneConfig, TaskConfig
+from wsi_ips.config import FinetuneConfig, ModelConfig, TaskConfig
 from wsi_ips.config.model import RANKING
 from wsi_ips.datasets.manifest import Target
 
@@ -61,21 +61,24 @@ def findings(
 def _what_to_try(config: FinetuneConfig) -> str:
     """What a run that found nothing advises the user to do."""
     model, advice = config.model, []
-    if model.encoder.weights == "none" and config.training.start is None:
+    if model.encoder.begins_random and config.training.start is None:
         # Behind an encoder of random weights only the direct block with its LayerNorm, and the paper's, were seen
         # to learn to select (docs/results.md).
-        if model.aggregator is not None and config.selection.selector in RANKING:
+        if config.selection.selector in RANKING and model.aggregator is not None:
             advice.append("model.aggregator=direct")
-        elif (
-            model.aggregator is None and model.attention.block == "direct" and not model.attention.layer_norm
-        ):
+        elif config.selection.selector in RANKING and not _has_norm(model):
             advice.append("model.attention.layer_norm=true")
-    elif not model.encoder.standardise:
+    elif config.training.start is None and not model.encoder.standardise:
         advice.append("model.encoder.standardise=centre")
     if config.can_restart:
         advice.append("training.restarts=5")
     advice += ["another training.lr", "an encoder that knows this kind of tissue", "or more slides"]
     return f"try {', '.join(advice)}; its predictions and heatmaps say nothing"
+
+
+def _has_norm(model: ModelConfig) -> bool:
+    """Whether a LayerNorm stands between the patches and the classifier."""
+    return model.attention.block == "paper" or bool(model.attention.layer_norm)
 
 
 def _told_apart(row: Mapping[str, float]) -> tuple[str, float | None]:

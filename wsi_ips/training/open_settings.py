@@ -27,31 +27,37 @@ def decide_open_settings(config: FinetuneConfig, out: Path) -> FinetuneConfig:
     Raises:
         CheckpointError: The checkpoint ``training.start`` cannot be read.
     """
-    model, start = config.model, config.training.start
-    encoder, attention = model.encoder, model.attention
     before = _begun(out)
-    if before is None and start is not None:
-        before = checkpoint_config(start).model
-    sampling = config.selection.selector == "attention_sampling"
+    if before is None and config.training.start is not None:
+        before = checkpoint_config(config.training.start).model
+    return with_open_settings_of(config, before or _decided(config))
+
+
+def with_open_settings_of(config: FinetuneConfig, model: ModelConfig) -> FinetuneConfig:
+    """The configuration, in which the settings that it leaves open are those of ``model``."""
+    encoder, attention = config.model.encoder, config.model.attention
     if encoder.standardise is None:
-        standardise = before.encoder.standardise if before else _standardise(model, sampling=sampling)
-        encoder = encoder.model_copy(update={"standardise": standardise or None})
+        encoder = encoder.model_copy(update={"standardise": model.encoder.standardise})
     if attention.layer_norm is None and attention.block == "direct":
-        layer_norm = before.attention.layer_norm if before else _layer_norm(model, sampling=sampling)
-        attention = attention.model_copy(update={"layer_norm": layer_norm or None})
-    return config.model_copy(
-        update={"model": model.model_copy(update={"encoder": encoder, "attention": attention})}
+        attention = attention.model_copy(update={"layer_norm": model.attention.layer_norm})
+    settled = config.model.model_copy(update={"encoder": encoder, "attention": attention})
+    return config.model_copy(update={"model": settled})
+
+
+def _decided(config: FinetuneConfig) -> ModelConfig:
+    """The model of a new training, with its settings decided. What is not done stays open, as earlier versions
+    write it."""
+    model, sampling = config.model, config.selection.selector == "attention_sampling"
+    standardise: Literal["centre"] | bool | None = True if model.encoder.pools_stages else "centre"
+    if model.encoder.begins_random or model.attention.block == "paper" or sampling:
+        standardise = None
+    layer_norm = True if model.encoder.begins_random and model.aggregator is None and not sampling else None
+    return model.model_copy(
+        update={
+            "encoder": model.encoder.model_copy(update={"standardise": standardise}),
+            "attention": model.attention.model_copy(update={"layer_norm": layer_norm}),
+        }
     )
-
-
-def _standardise(model: ModelConfig, *, sampling: bool) -> Literal["centre"] | bool:
-    if model.encoder.weights == "none" or model.attention.block == "paper" or sampling:
-        return False
-    return True if model.encoder.pools_stages else "centre"
-
-
-def _layer_norm(model: ModelConfig, *, sampling: bool) -> bool:
-    return model.encoder.weights == "none" and model.aggregator is None and not sampling
 
 
 def _begun(out: Path) -> ModelConfig | None:

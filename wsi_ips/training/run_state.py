@@ -6,6 +6,7 @@ a time writes into a folder.
 """
 
 import csv
+import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from wsi_ips.errors import CheckpointError, ConfigError, TrainingError, one_line
 from wsi_ips.models.checkpoint import save_checkpoint
 from wsi_ips.models.encoders.lora import load_stored, stored_state
 from wsi_ips.storage.files import system_cause, whole_file
-from wsi_ips.storage.held_folder import held
+from wsi_ips.storage.held_folder import first_difference, held
 from wsi_ips.timeline import TIMELINE_NAME, staged
 from wsi_ips.training.kept_patches import mean_figures
 from wsi_ips.training.learned_from import LearnedFrom
@@ -305,11 +306,23 @@ def _other_content(path: Path, stored: Any, now: LearnedFrom) -> str:
 
 
 def _difference(theirs: str, ours: str) -> str:
-    """The first line in which two descriptions differ."""
-    for before, now in zip(theirs.splitlines(), ours.splitlines(), strict=False):
-        if before != now:
-            return f"{before.strip().rstrip(',')} there, {now.strip().rstrip(',')} here"
+    """The first setting, or else the first line behind the settings, in which two descriptions differ."""
+    (before, lines_before), (now, lines_now) = (_settings_and_lines(each) for each in (theirs, ours))
+    if said := first_difference(before, now):
+        return said
+    for line_before, line_now in zip(lines_before, lines_now, strict=False):
+        if line_before != line_now:
+            return f"{line_before} there, {line_now} here"
     return "another number of slides"
+
+
+def _settings_and_lines(description: str) -> tuple[dict[str, Any], list[str]]:
+    """The settings that a description begins with, and the lines behind them."""
+    try:
+        settings, end = json.JSONDecoder().raw_decode(description)
+    except ValueError:  # not written by this program
+        return {}, description.splitlines()
+    return (settings if isinstance(settings, dict) else {}), description[end:].splitlines()
 
 
 def forget_run(folder: Path) -> None:
