@@ -7,8 +7,8 @@ decides the label.
 
 :class:`DirectAttention` has the same attention, but the mean of the patches under each head goes straight to the
 classifier, as in attention MIL (Ilse, Tomczak, Welling, ICML 2018). A logit is then a sum over patches, and the
-contribution of each patch to it is exact. An encoder that begins with random weights learns to
-select with a LayerNorm on these means, and not without one (benchmarks/megapixel_mnist.py).
+contribution of each patch to it is exact. An encoder that begins with random weights learns to select with a
+LayerNorm on these means, and not without one (benchmarks/megapixel_mnist.py).
 
 :class:`QueryAttention` is what both have in common.
 

@@ -294,8 +294,8 @@ def begin_from(net: BagNet, path: Path) -> None:
 
 
 def _settings_without_weights(net: BagNet) -> dict[str, str]:
-    """{setting: its value} of what decides how a network reads features and leaves the shapes of its weights as
-    they are.
+    """{setting: its value}, of the settings that change what a network computes and not the shapes of its
+    weights.
     """
     settings = {"model.encoder.standardise": "false"}
     if isinstance(net.projector, StandardisedProjector):

@@ -1,8 +1,8 @@
 """Settings of the model that a configuration leaves open, decided before anything learns.
 
 They are ``model.encoder.standardise`` and ``model.attention.layer_norm``. What was decided is written into
-``run.json`` and the checkpoint, in which an open setting means that neither is done: so do the files of versions
-that did not know it.
+``run.json`` and the checkpoint. A setting that is still open there means that it is not done, as in the files of
+versions that did not know it.
 """
 
 import json
@@ -38,7 +38,7 @@ def with_open_settings_of(config: FinetuneConfig, model: ModelConfig) -> Finetun
     encoder, attention = config.model.encoder, config.model.attention
     if encoder.standardise is None:
         encoder = encoder.model_copy(update={"standardise": model.encoder.standardise})
-    if attention.layer_norm is None and attention.block == "direct":
+    if attention.layer_norm is None and attention.block == "direct" and config.model.aggregator is None:
         attention = attention.model_copy(update={"layer_norm": model.attention.layer_norm})
     settled = config.model.model_copy(update={"encoder": encoder, "attention": attention})
     return config.model_copy(update={"model": settled})
