@@ -291,8 +291,8 @@ class AttentionConfig(Section):
     layer_norm: bool | None = None
     """Only for the direct block: a LayerNorm without weights on each head's mean of the patches, behind which an
     encoder of random weights learns to select. A patch's contribution to a label stays exact. None: training
-    decides, and writes down where it turned it on: with ``encoder.weights: none``. With ``training.start`` it does
-    as that checkpoint does. A stored network without this setting has no LayerNorm there. Attention sampling and
+    decides. It turns it on with ``encoder.weights: none`` and writes that down. With ``training.start`` it does as
+    that checkpoint does. A stored network without this setting has no LayerNorm there. Attention sampling and
     the networks of ``aggregator`` refuse it.
     """
     positions: Literal["none", "raster", "slide"] = "none"

@@ -320,7 +320,7 @@ def _settings_and_lines(description: str) -> tuple[dict[str, Any], list[str]]:
     """The settings that a description begins with, and the lines behind them."""
     try:
         settings, end = json.JSONDecoder().raw_decode(description)
-    except ValueError:  # not written by this program
+    except (ValueError, RecursionError):  # not written by this program
         return {}, description.splitlines()
     return (settings if isinstance(settings, dict) else {}), description[end:].splitlines()
 
