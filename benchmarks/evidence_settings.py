@@ -96,6 +96,14 @@ CHOSEN_BY = {"monitor": "last"}
 """Every method keeps its last epoch: 48 validation slides say less than epochs differ, and the plain loss chooses
 an epoch in which nothing has been learned yet (docs/learning.md has the figures)."""
 
+_END_TO_END: dict[str, Any] = {
+    # The project's defaults: a head start on several views of every patch; from there on everything learns, gently
+    # and from several slides a step. At ten times the rate and one slide a step the encoder forgets what it knew.
+    **{"epochs": 3, "warmup_epochs": 0.5, "lr": 3e-5, "encoder_lr": 3e-5, "slides_per_step": 4},
+    "head_start": {"epochs": 40, "views": 4},
+    **CHOSEN_BY,
+}
+
 METHODS: dict[str, dict[str, Any]] = {
     "colour": {"bins": 16},
     "mean": {"epochs": 50, "lr": 1e-3, "weight_decay": 1e-2, **CHOSEN_BY},
@@ -118,13 +126,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "ips_five": {"starts": 5, "training": {"epochs": 40, **CHOSEN_BY}},
     # What ips learned, and the kept patches of the test slides in four orientations.
     "ips_turns": {"turns": 4},
-    # The project's defaults: a head start on several views of every patch; from there on everything learns, gently
-    # and from several slides a step. At ten times the rate and one slide a step the encoder forgets what it knew.
-    "e2e": {
-        **{"epochs": 3, "warmup_epochs": 0.5, "lr": 3e-5, "encoder_lr": 3e-5, "slides_per_step": 4},
-        "head_start": {"epochs": 40, "views": 4},
-        **CHOSEN_BY,
-    },
+    "e2e": _END_TO_END,
+    # The same with room for every patch of a slide: nothing is selected, all patches are learned from.
+    "e2e_all": {**_END_TO_END, "memory": 1024},
     "e2e_turns": {"turns": 4},
     # The coarse scorer lets 0.195 of a slide's patches through. The number is rounded up on each slide, so that it
     # is about a fifth.

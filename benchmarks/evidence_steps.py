@@ -386,6 +386,11 @@ def e2e(step: Step) -> Said:
     return _end_to_end(step)
 
 
+def e2e_all(step: Step) -> Said:
+    """As :func:`e2e`, but every patch of a slide is kept and learned from."""
+    return _end_to_end(step, {"memory_size": step.settings["memory"]})
+
+
 def in_turns(step: Step) -> Said:
     """Nothing is learned: the kept patches of the test slides are read in several orientations."""
     assert step.start is not None
@@ -476,6 +481,7 @@ STEPS: Mapping[str, Method] = {
     "ips_five": ips_five,
     "ips_turns": in_turns,
     "e2e": e2e,
+    "e2e_all": e2e_all,
     "e2e_turns": in_turns,
     "cascade": cascade,
     "sampling": sampling,

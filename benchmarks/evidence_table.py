@@ -25,6 +25,7 @@ NAMES = {
     "ips_five": "IPS, frozen, mean of five starts",
     "ips_turns": "IPS, frozen, kept patches in four orientations",
     "e2e": "**IPS, end to end**",
+    "e2e_all": "attention over all patches, end to end",
     "e2e_turns": "IPS, end to end, kept patches in four orientations",
     "cascade": "cascade, end to end",
     "sampling": "attention sampling, end to end",
