@@ -13,6 +13,7 @@ from wsi_ips.commands.recipe import (
     DONE_BY,
     JOBS,
     Job,
+    Origin,
     find_recipe,
     load_recipe,
     make_job,
@@ -290,6 +291,48 @@ def test_an_encoder_s_name_alone_takes_weights_from_the_command_line(
     (tmp_path / "r.yaml").write_text("encoder: [resnet10t]\nslides: s\nout: o\n")
     with pytest.raises(ConfigError, match="'encoder' is a value, not a section"):
         start("features", {}, recipe=tmp_path / "r.yaml", sections=sections)
+
+
+@pytest.mark.parametrize(
+    ("written", "override", "made"),
+    [
+        ({"attention": "paper"}, "model.attention.heads=2", {"attention": {"block": "paper", "heads": 2}}),
+        (
+            {"aggregator": "abmil"},
+            "model.aggregator.hidden=8",
+            {"aggregator": {"name": "abmil", "hidden": 8}},
+        ),
+        ({"encoder": "vits"}, "model.encoder.weights=none", {"encoder": {"name": "vits", "weights": "none"}}),
+        ({}, "model.attention.heads=2", {"attention": {"heads": 2}}),
+    ],
+)
+def test_a_setting_goes_beside_a_value_that_stands_for_its_section(
+    written: dict[str, object], override: str, made: object
+) -> None:
+    assert with_overrides({"model": written}, [override])["model"] == made
+    (value,) = written.values() or [None]
+    if value is not None:  # the same where --set gives both
+        name = next(iter(written))
+        assert with_overrides({}, [f"model.{name}={value}", override])["model"] == made
+
+
+def test_a_setting_of_what_is_no_section_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'epochs' is a value, not a section"):
+        with_overrides({"training": {"epochs": 3}}, ["training.epochs.first=1"])
+    with pytest.raises(ConfigError, match="'optimizer' is a value, not a section"):
+        with_overrides({"training": {"optimizer": "adamw"}}, ["training.optimizer.first=1"])
+
+
+def test_a_contradiction_of_recipe_and_set_names_both(tmp_path: Path) -> None:
+    recipe = {"model": {"attention": "paper"}}
+    origin = Origin("wsi-ips finetune", recipe=tmp_path / "r.yaml", in_recipe=recipe,
+                    overrides=["training.epochs=2", "model.attention.layer_norm=true"])  # fmt: skip
+    said = origin.place(["model", "attention"])
+    assert said == f"{tmp_path / 'r.yaml'} with --set model.attention.layer_norm=true"
+    assert origin.place(["model", "tasks"]) == str(tmp_path / "r.yaml")
+    assert origin.place([]) == str(tmp_path / "r.yaml")
+    assert origin.place(["training", "epochs"]) == "--set training.epochs=2"
+    assert Origin("wsi-ips finetune", overrides=["a.b=1"]).place(["a"]) == "wsi-ips finetune with --set a.b=1"
 
 
 def test_letters_of_the_paper_are_names_of_settings() -> None:

@@ -69,6 +69,19 @@ def test_corners_are_taken_as_they_are(slide: MemoryReader, tmp_path: Path, prog
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
+def test_rows_that_name_a_patch_again_are_noted(slide: MemoryReader, tmp_path: Path, program: str) -> None:
+    """They weigh more than the others in every mean, which a user has to know."""
+    write(program, tmp_path, SCATTERED)
+    assert "earlier row" not in found(slide, tmp_path).note
+    write(program, tmp_path, SCATTERED[[0, 1, 2, 0, 3, 0]])
+    coords = found(slide, tmp_path)
+    assert len(coords) == 6
+    assert coords.note.startswith("2 rows of its coordinates name a patch that an earlier row names")
+    write_coords(tmp_path / "again" / "patches" / "s.h5", coords, layout="trident", info=slide.info)
+    assert found(slide, tmp_path / "again").note == coords.note, "said once"
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_cells_of_our_grid_come_back_in_its_order(slide: MemoryReader, tmp_path: Path, program: str) -> None:
     """CLAM walks down columns, contour by contour; the paper's memory depends on the order."""
     ours, _ = tile_slide(slide, TILING, slide_id="s")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from types import UnionType
+from types import MappingProxyType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -63,6 +63,12 @@ DONE_BY: Registry[Callable[[Any, Progress], Outcome]] = Registry(
     "command", {name: f"{module}:{function}" for name, (module, _, function) in _JOBS.items()}
 )
 
+SAID_ALONE: Mapping[str, str] = MappingProxyType(
+    {"encoder": "name", "aggregator": "name", "attention": "block", "scorer": "checkpoint"}
+)
+"""{section: setting}: sections that may be written as one value, such as ``attention: paper``, and the setting
+that the value is."""
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -83,11 +89,20 @@ class Origin:
     overrides: Sequence[str] = ()
 
     def place(self, key: Sequence[str | int]) -> str:
-        """The place that says what is wrong at ``key``: ``--set ...``, the recipe's path, or the command."""
+        """The place that says what is wrong at ``key``: ``--set ...``, the recipe's path, or the command; both of
+        them if what is wrong is a section into which ``--set`` reaches."""
+        within: list[str] = []
         for override in reversed(self.overrides):
             path = override.partition("=")[0].split(".")
             if list(key[: len(path)]) == path:
                 return f"--set {one_line(override, most=80)}"
+            if key and path[: len(key)] == list(key):
+                within.insert(0, f"--set {override}")
+        beside = f" with {one_line(' '.join(within), most=160)}" if within else ""
+        return f"{self._written(key)}{beside}"
+
+    def _written(self, key: Sequence[str | int]) -> str:
+        """The recipe's path, or the command, whichever has ``key``."""
         if self.recipe is None or any(key[: len(path)] == path for path in self.by_flag):
             return self.command
         return str(self.recipe) if not key or key[0] in self.in_recipe else self.command
@@ -169,7 +184,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Lay ``section.key=value`` settings over ``values``; neither is changed."""
+    """Lay ``section.key=value`` settings over ``values``; neither is changed.
+
+    A setting of a section that is written as one value goes beside that value: ``attention.heads=8`` over
+    ``attention: paper`` makes ``attention: {block: paper, heads: 8}``.
+
+    Raises :class:`ConfigError` for a setting without ``=``, a value that is not YAML, and a setting of what is no
+    section.
+    """
     result = dict(values)
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -185,6 +207,8 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[
         inner = result
         for section in sections:
             below = inner.get(section) or {}
+            if isinstance(below, str) and section in SAID_ALONE:
+                below = {SAID_ALONE[section]: below}
             if not isinstance(below, Mapping):
                 raise ConfigError(f"--set {override}: {section!r} is a value, not a section")
             inner[section] = dict(below)

@@ -26,7 +26,7 @@ from shapely import Polygon
 
 from wsi_ips import timeline
 from wsi_ips.config import CoarseConfig, TilingConfig
-from wsi_ips.errors import ConfigError, CoordsError, NoTissue, SlideReadError, TooCoarse
+from wsi_ips.errors import ConfigError, CoordsError, NoTissue, SlideReadError, TooCoarse, count
 from wsi_ips.slides.base import SlideInfo, SlideReader, failure_in_words, named
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.storage.held_folder import first_difference
@@ -249,8 +249,9 @@ class StoredPatches:
                 "lies on another grid than the model's, which counts its cells (attention.positions: raster)",
                 "lay the patches out with wsi-ips tile, or train with positions: slide",
             )
-        stated = other_mpp_note(slide.info, mpp)
-        return fitted if stated in fitted.note else replace(fitted, note=joined_notes(stated, fitted.note))
+        stated = (other_mpp_note(slide.info, mpp), repeated_note(coords.l0_xy_N2))
+        new = (note for note in stated if note not in fitted.note)
+        return replace(fitted, note=joined_notes(*new, fitted.note))
 
     def _fitted(self, coords: PatchCoords, path: Path) -> PatchCoords:
         """The patches with the model's pixels: cells of our grid if they lie on it, else with the file's own
@@ -380,6 +381,18 @@ def note_of_patches(coords: PatchCoords) -> str:
     that they have themselves. Empty where there is nothing to say.
     """
     return joined_notes(enlarged_note(slide_mpp=coords.slide_mpp, patch_mpp=coords.patch_mpp), coords.note)
+
+
+def repeated_note(l0_xy_N2: NDArray[np.int64]) -> str:
+    """A note if rows of a file name the same patch, else an empty text.
+
+    ``l0_xy_N2`` holds top-left corners (x, y) that lie on a slide, in level-0 pixels.
+    """
+    repeated = len(l0_xy_N2) - len(np.unique(l0_xy_N2[:, 0] * 2**32 + l0_xy_N2[:, 1]))
+    if not repeated:
+        return ""
+    rows = count(repeated, "row of its coordinates names a patch", "rows of its coordinates name a patch")
+    return f"{rows} that an earlier row names, which is read and counted again"
 
 
 def other_mpp_note(info: SlideInfo, given: Mpp | None) -> str:
