@@ -345,7 +345,7 @@ def test_letters_of_the_paper_are_names_of_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["selection.memory_size=8", "tiling.patch_px=64", "model.aggregator=abmil"]
+    "setting", ["selection.memory_size=8", "selection.m=8", "tiling.patch_px=64", "model.aggregator=abmil"]
 )
 def test_what_a_checkpoint_fixes_is_said_with_what_can_be_set(setting: str) -> None:
     values = {"command": "predict", "slides": "s", "checkpoint": "c", "out": "o"}

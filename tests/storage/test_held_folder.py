@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from wsi_ips.storage.files import whole_folder
-from wsi_ips.storage.held_folder import held
+from wsi_ips.storage.held_folder import first_difference, held
 
 
 def test_files_and_folders_of_killed_writers_are_removed(tmp_path: Path) -> None:
@@ -62,3 +62,13 @@ def test_results_and_what_was_there_before_stay(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="as told"):
         fail(tmp_path / "earlier")
     assert (tmp_path / "earlier" / "run.json").exists()
+
+
+def test_of_lists_of_sections_only_what_differs_is_told() -> None:
+    there = {"model": {"tasks": [{"name": "grade", "classes": ["1", "2"]}, {"name": "stage"}], "heads": 4}}
+    here = {"model": {"tasks": [{"name": "grade", "classes": ["1", "3"]}, {"name": "stage"}], "heads": 8}}
+    assert first_difference(there, there) == ""
+    assert first_difference(there, here) == "model.tasks.0.classes ['1', '2'] there, ['1', '3'] here"
+    fewer = {"model": {"tasks": there["model"]["tasks"][:1], "heads": 4}}  # type: ignore[index]
+    assert first_difference(there, fewer) == "model.tasks.1.name stage there, None here"
+    assert first_difference(fewer, there) == "model.tasks.1.name None there, stage here"

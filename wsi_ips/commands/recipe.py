@@ -271,6 +271,9 @@ def _first_problem(error: ValidationError, job: type[Job]) -> str:
 
 def _fixed(key: str, job: type[Job]) -> str:
     """That a setting of a training is the checkpoint's in a job that reads one, and what can be set; else ""."""
+    section, _, last = key.rpartition(".")
+    if section == "selection":
+        key = f"selection.{LETTERS.get(last, last)}"
     if "checkpoint" not in job.model_fields or key not in keys_of(JOBS.load("finetune")):
         return ""
     name = job.model_fields["command"].default

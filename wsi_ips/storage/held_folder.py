@@ -149,9 +149,14 @@ def first_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 
 
 def flat_settings(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested settings as one dictionary with dotted names: ``{"tiling.patch_px": 256, ...}``."""
+    """Nested settings as one dictionary with dotted names: ``{"tiling.patch_px": 256, ...}``.
+
+    Sections in a list are numbered: ``{"tasks.0.name": "grade", ...}``.
+    """
     flat: dict[str, Any] = {}
     for name, value in settings.items():
+        if isinstance(value, list | tuple) and value and all(isinstance(each, Mapping) for each in value):
+            value = {str(number): each for number, each in enumerate(value)}
         flat |= (
             flat_settings(value, f"{above}{name}.") if isinstance(value, Mapping) else {above + name: value}
         )
