@@ -80,14 +80,15 @@ def test_a_score_depends_on_blocks_data_and_settings_alone(tmp_path: Path) -> No
 
 
 def test_more_steps_learn_more(tmp_path: Path) -> None:
-    config = textures(draw_textures(tmp_path), lr=0.01)
+    config = textures(draw_textures(tmp_path), lr=0.01, batch=16)
     arrays = prepare(config)
     few, many = (
         proxy_score(SPECIFICATION, arrays, config.model_copy(update={"steps": steps}), torch.device("cpu"))
-        for steps in (1, 120)
+        for steps in (1, 60)
     )
-    # Chance is -1.10; after 40 steps which is better was decided by rounding, after 120 it is -0.87 to -0.90.
-    assert many > few + 0.05
+    # Chance is -1.10; over four seeds, 60 steps reach -0.53 to -0.32. With four pictures a step rounding decides:
+    # 120 steps reach -0.90 on one processor and -1.17 on another.
+    assert many > few + 0.3
 
 
 def test_a_detector_of_the_candidate_is_scored_by_f1(tmp_path: Path) -> None:
