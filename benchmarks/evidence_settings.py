@@ -127,7 +127,7 @@ METHODS: dict[str, dict[str, Any]] = {
     # What ips learned, and the kept patches of the test slides in four orientations.
     "ips_turns": {"turns": 4},
     "e2e": _END_TO_END,
-    # The same with room for every patch of a slide: nothing is selected, all patches are learned from.
+    # What e2e does, with a memory that has room for every patch of a slide: all patches are learned from.
     "e2e_all": {**_END_TO_END, "memory": 1024},
     "e2e_turns": {"turns": 4},
     # The coarse scorer lets 0.195 of a slide's patches through. The number is rounded up on each slide, so that it

@@ -387,7 +387,9 @@ def e2e(step: Step) -> Said:
 
 
 def e2e_all(step: Step) -> Said:
-    """As :func:`e2e`, but every patch of a slide is kept and learned from."""
+    """Everything learns, after a head start on frozen features. The memory has room for all patches of a slide,
+    so that none is left out: attention reads all of them, and all are taken back through the encoder.
+    """
     return _end_to_end(step, {"memory_size": step.settings["memory"]})
 
 

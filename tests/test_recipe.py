@@ -14,13 +14,14 @@ from wsi_ips.commands.recipe import (
     JOBS,
     Job,
     Origin,
+    as_section,
     find_recipe,
     load_recipe,
     make_job,
     shipped_recipe,
     with_overrides,
 )
-from wsi_ips.config import SelectionConfig
+from wsi_ips.config import ModelConfig, SelectionConfig
 from wsi_ips.config.heat import Colormap
 from wsi_ips.drawn.command import DemoJob
 from wsi_ips.errors import ConfigError
@@ -314,6 +315,17 @@ def test_a_setting_goes_beside_a_value_that_stands_for_its_section(
     if value is not None:  # the same where --set gives both
         name = next(iter(written))
         assert with_overrides({}, [f"model.{name}={value}", override])["model"] == made
+
+
+@pytest.mark.parametrize(("key", "value"), [("model.attention", "paper"), ("model.aggregator", "abmil"),
+                                            ("model.encoder", "resnet10t")])  # fmt: skip
+def test_a_written_out_section_is_what_its_value_alone_is(key: str, value: str) -> None:
+    name = key.rpartition(".")[2]
+    assert as_section(key, value) != value
+    assert ModelConfig.model_validate({name: as_section(key, value)}) == ModelConfig.model_validate(
+        {name: value}
+    )
+    assert as_section("selection.coarse.scorer", "conv") == "conv", "no section, though another scorer is one"
 
 
 def test_a_setting_of_what_is_no_section_is_refused() -> None:

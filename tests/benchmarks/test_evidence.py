@@ -192,6 +192,8 @@ def test_every_step_runs_on_drawn_textures(tmp_path: Path) -> None:
     assert features == ["features_textures"], "standardised features are the same ones"
     assert figures["textures_standardised_ips_auc"] != figures["textures_ips_auc"]
     assert figures["textures_e2e_encoder_passes"] > figures["textures_ips_encoder_passes"]
+    # All patches go back through the encoder, and not the kept ones alone.
+    assert figures["textures_e2e_all_encoder_passes"] > figures["textures_e2e_encoder_passes"]
     results = tmp_path / "run" / "results" / "textures_e2e_seed0.json"
     before = results.stat().st_mtime_ns
     subprocess.run(command, capture_output=True, env=environment, check=True)

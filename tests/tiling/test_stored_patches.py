@@ -76,7 +76,9 @@ def test_rows_that_name_a_patch_again_are_noted(slide: MemoryReader, tmp_path: P
     write(program, tmp_path, SCATTERED[[0, 1, 2, 0, 3, 0]])
     coords = found(slide, tmp_path)
     assert len(coords) == 6
-    assert coords.note.startswith("2 rows of its coordinates name a patch that an earlier row names")
+    assert coords.note == (
+        "2 rows of the coordinates file repeat the patch of an earlier row: it is read and counted again"
+    )
     write_coords(tmp_path / "again" / "patches" / "s.h5", coords, layout="trident", info=slide.info)
     assert found(slide, tmp_path / "again").note == coords.note, "said once"
 

@@ -20,7 +20,7 @@ from wsi_ips.api.progress import shown_progress
 from wsi_ips.api.result import Result
 from wsi_ips.api.slide import AnySlide, place_of, png_in_notebook
 from wsi_ips.commands.options import Outcome
-from wsi_ips.commands.recipe import Job, load_recipe, make_job, run_job
+from wsi_ips.commands.recipe import Job, as_section, load_recipe, make_job, run_job
 from wsi_ips.config import FinetuneConfig, TaskConfig, Turns
 from wsi_ips.errors import ConfigError, ResultsError, count
 from wsi_ips.evaluation.plots import draw_history, read_history
@@ -394,8 +394,8 @@ def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _encoder(model: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the encoder. A recipe may give its name alone."""
-    encoder = model.get("encoder")
-    return {"name": encoder} if isinstance(encoder, str) else _section(model, "encoder")
+    encoder = as_section("model.encoder", model.get("encoder"))
+    return _section({"encoder": encoder}, "encoder")
 
 
 def _sizes(*, px: int | None, mpp: float | None, mag: float | None) -> dict[str, Any]:

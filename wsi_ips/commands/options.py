@@ -118,7 +118,7 @@ def start(
     sections: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Make a job of a recipe, the flags over it and ``--set`` over both, and run it."""
-    from wsi_ips.commands.recipe import Origin, load_recipe, make_job, with_overrides
+    from wsi_ips.commands.recipe import Origin, as_section, load_recipe, make_job, with_overrides
     from wsi_ips.errors import ConfigError
 
     values = in_recipe = load_recipe(recipe) if recipe else {}
@@ -142,9 +142,7 @@ def start(
                 raise ConfigError(f"{recipe}: {name!r} is a value, not a section")
             inner[name] = dict(inner.get(name) or {})
             inner = inner[name]
-        # A recipe may name an encoder by its name alone.
-        held = inner.get(last) or {}
-        held = {"name": held} if isinstance(held, str) else held
+        held = as_section(section, inner.get(last) or {})
         if not isinstance(held, dict):
             raise ConfigError(f"{recipe}: {section!r} is a value, not a section")
         if outer and chosen.get("name") not in (None, held.get("name")):

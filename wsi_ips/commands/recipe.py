@@ -63,11 +63,17 @@ DONE_BY: Registry[Callable[[Any, Progress], Outcome]] = Registry(
     "command", {name: f"{module}:{function}" for name, (module, _, function) in _JOBS.items()}
 )
 
-SAID_ALONE: Mapping[str, str] = MappingProxyType(
-    {"encoder": "name", "aggregator": "name", "attention": "block", "scorer": "checkpoint"}
+ONE_VALUE_SECTIONS: Mapping[str, str] = MappingProxyType(
+    {
+        "encoder": "name",
+        "model.encoder": "name",
+        "model.aggregator": "name",
+        "model.attention": "block",
+        "selection.scorer": "checkpoint",
+    }
 )
-"""{section: setting}: sections that may be written as one value, such as ``attention: paper``, and the setting
-that the value is."""
+"""{section: setting}: the sections that may be written as one value, and the setting that this value gives.
+``model: {attention: paper}`` is short for ``model: {attention: {block: paper}}``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +95,11 @@ class Origin:
     overrides: Sequence[str] = ()
 
     def place(self, key: Sequence[str | int]) -> str:
-        """The place that says what is wrong at ``key``: ``--set ...``, the recipe's path, or the command; both of
-        them if what is wrong is a section into which ``--set`` reaches."""
+        """Where a user finds what is wrong at ``key``: ``--set ...``, the recipe's path, or the command.
+
+        If ``key`` is a section and ``--set`` changed a setting inside it, the text names the recipe (or the
+        command) and that ``--set``.
+        """
         within: list[str] = []
         for override in reversed(self.overrides):
             path = override.partition("=")[0].split(".")
@@ -102,7 +111,7 @@ class Origin:
         return f"{self._written(key)}{beside}"
 
     def _written(self, key: Sequence[str | int]) -> str:
-        """The recipe's path, or the command, whichever has ``key``."""
+        """The recipe's path if the value at ``key`` comes from the recipe, else the command."""
         if self.recipe is None or any(key[: len(path)] == path for path in self.by_flag):
             return self.command
         return str(self.recipe) if not key or key[0] in self.in_recipe else self.command
@@ -184,13 +193,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Lay ``section.key=value`` settings over ``values``; neither is changed.
+    """A copy of ``values`` with ``section.key=value`` settings laid over it.
 
-    A setting of a section that is written as one value goes beside that value: ``attention.heads=8`` over
-    ``attention: paper`` makes ``attention: {block: paper, heads: 8}``.
+    A section that is written as one value keeps that value: ``model.attention.heads=8`` over ``attention: paper``
+    makes ``attention: {block: paper, heads: 8}``.
 
-    Raises :class:`ConfigError` for a setting without ``=``, a value that is not YAML, and a setting of what is no
-    section.
+    Raises :class:`ConfigError` if a setting has no ``=``, if its value is not YAML, or if it names a key inside
+    something that is not a section.
     """
     result = dict(values)
     for override in overrides:
@@ -205,10 +214,8 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[
             ) from None
         *sections, last = key.split(".")
         inner = result
-        for section in sections:
-            below = inner.get(section) or {}
-            if isinstance(below, str) and section in SAID_ALONE:
-                below = {SAID_ALONE[section]: below}
+        for depth, section in enumerate(sections, start=1):
+            below = as_section(".".join(sections[:depth]), inner.get(section) or {})
             if not isinstance(below, Mapping):
                 raise ConfigError(f"--set {override}: {section!r} is a value, not a section")
             inner[section] = dict(below)
@@ -218,6 +225,15 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[
                 inner.pop({letter: name, name: letter}.get(last, ""), None)
         inner[last] = value
     return result
+
+
+def as_section(key: str, value: Any) -> Any:
+    """The value of the section at the dotted ``key`` as a mapping, if it is one of :data:`ONE_VALUE_SECTIONS` that
+    is written as a text; any other value unchanged.
+    """
+    if isinstance(value, str) and key in ONE_VALUE_SECTIONS:
+        return {ONE_VALUE_SECTIONS[key]: value}
+    return value
 
 
 def find_recipe(path: Path) -> Path:

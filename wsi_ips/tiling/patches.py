@@ -384,15 +384,16 @@ def note_of_patches(coords: PatchCoords) -> str:
 
 
 def repeated_note(l0_xy_N2: NDArray[np.int64]) -> str:
-    """A note if rows of a file name the same patch, else an empty text.
+    """A note if several rows of a file of coordinates name the same patch, else an empty text.
 
-    ``l0_xy_N2`` holds top-left corners (x, y) that lie on a slide, in level-0 pixels.
+    ``l0_xy_N2`` (N, 2) int64 holds the top-left corners (x, y) of the rows in level-0 pixels. All of them lie on
+    the slide.
     """
     repeated = len(l0_xy_N2) - len(np.unique(l0_xy_N2[:, 0] * 2**32 + l0_xy_N2[:, 1]))
     if not repeated:
         return ""
-    rows = count(repeated, "row of its coordinates names a patch", "rows of its coordinates name a patch")
-    return f"{rows} that an earlier row names, which is read and counted again"
+    rows = count(repeated, "row of the coordinates file repeats", "rows of the coordinates file repeat")
+    return f"{rows} the patch of an earlier row: it is read and counted again"
 
 
 def other_mpp_note(info: SlideInfo, given: Mpp | None) -> str:
