@@ -21,6 +21,7 @@ from benchmarks import chromium
 from wsi_ips.viewer.app import bound
 
 PATIENCE_MS = 20_000
+TWO_FRAMES = "() => new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))"
 
 
 def launch(playwright: Playwright) -> Browser:
@@ -82,6 +83,7 @@ class Screen:
         still = '.pane[data-loaded="true"]:not([data-moving="true"])'
         expect(self.page.locator(still)).to_have_count(panes, timeout=PATIENCE_MS)
         self.page.wait_for_timeout(150)
+        self.page.evaluate(TWO_FRAMES)
         expect(self.page.locator(still)).to_have_count(panes, timeout=PATIENCE_MS)
 
     def press(self, *keys: str) -> None:

@@ -294,6 +294,63 @@ def test_two_runs_move_together(open_page: OpenPage) -> None:
     assert screen.place[2] == pytest.approx(L0_SIZE[0] / screen.stage()[2], rel=0.02)
 
 
+def test_the_page_says_that_it_waits_for_a_slide(open_page: OpenPage) -> None:
+    """A slow server: until its answer is there, the picture on the screen is not the one that was asked for."""
+    screen = open_page("#slide=calm&compare=on")
+    held: list[Any] = []
+    screen.page.route("**/api/runs/0/slides/calm", lambda route: held.append(route))
+    screen.press("c")
+    expect(screen.page.locator(".pane")).to_have_count(1)
+    expect(screen.page.locator(".pane")).to_have_attribute("data-loaded", "false")
+    screen.page.wait_for_timeout(300)
+    expect(screen.page.locator(".pane")).to_have_attribute("data-loaded", "false")
+    held[0].continue_()
+    screen.settle()
+    assert screen.place[2] == pytest.approx(L0_SIZE[0] / screen.stage()[2], rel=0.02)
+
+
+def test_side_by_side_on_and_off_at_once_keeps_the_place(open_page: OpenPage) -> None:
+    """The key is pressed again when the answer of the server is there and the pictures are not."""
+    screen = open_page("#slide=calm&x=1500&y=700&z=1")
+    screen.page.evaluate("""() => {
+        const { json } = Response.prototype;
+        const press = () => document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "c", bubbles: true }));
+        Response.prototype.json = async function () {
+            const said = await json.call(this);
+            if (new URL(this.url).pathname === "/api/runs/0/slides/calm") {
+                Response.prototype.json = json;
+                setTimeout(press);
+            }
+            return said;
+        };
+    }""")
+    screen.press("c")
+    expect(screen.page.locator(".pane")).to_have_count(1)
+    screen.settle()
+    assert screen.place == pytest.approx((1500, 700, 1), rel=0.01)
+
+
+def test_a_whole_slide_is_whole_in_a_pane_of_another_width(open_page: OpenPage) -> None:
+    """Where the server answers at once, the slide opens before the viewer knows how wide its pane is now."""
+    screen = open_page("#slide=calm&compare=on")
+    screen.page.evaluate("""async () => {
+        const { fetch } = window, path = "/api/runs/0/slides/calm";
+        const said = await (await fetch(path)).text();
+        window.fetch = (asked, how) => (asked === path ? Promise.resolve(new Response(said)) : fetch(asked, how));
+    }""")
+    screen.press("c")
+    screen.settle()
+    assert screen.place[2] == pytest.approx(L0_SIZE[0] / screen.stage()[2], rel=0.02)
+    screen.page.set_viewport_size({"width": 900, "height": 800})
+    screen.settle()
+    assert screen.place[2] == pytest.approx(L0_SIZE[0] / screen.stage()[2], rel=0.02)
+    screen.press("1")
+    screen.settle()
+    screen.page.set_viewport_size({"width": 1280, "height": 800})
+    screen.settle()
+    assert screen.place[2] == pytest.approx(1, rel=0.01)
+
+
 def test_outlines_lie_where_they_were_drawn(open_page: OpenPage) -> None:
     screen = open_page("#slide=hot&x=1400&y=700&z=1.5&heat=off")
     box = screen.page.locator(".lesions .line").bounding_box()

@@ -109,7 +109,7 @@ export class App implements PaneEvents {
 
   private changed(view: Readonly<View>, changed: ReadonlySet<keyof View>): void {
     // A pane of another width fits the slide anew, if the slide was whole in the old one.
-    const place = changed.has("compare") && !changed.has("place") && this.lead.fits ? null : view.place;
+    const place = changed.has("compare") && !changed.has("place") ? this.lead.goal : view.place;
     if (changed.has("compare")) this.layOut();
     if (changed.has("slide") || changed.has("compare")) void this.load(place);
     this.controls.draw(view);
@@ -181,7 +181,8 @@ export class App implements PaneEvents {
     this.list.reveal(slideId);
     byId("bar-slide").textContent = slideId;
     this.pointer.forget();
-    await Promise.all(this.sides.map((side, run) => this.loadSide(side, run, slideId, place, signal)));
+    for (const { pane } of this.sides) pane.await(place);
+    await Promise.all(this.sides.map((side, run) => this.loadSide(side, run, slideId, signal)));
     if (signal.aborted) return;
     const first = this.sides.find((side) => side.slide)?.slide ?? null;
     drawPrediction(this.sides.map(({ slide }, run) => ({ run: this.runs[run] as Run, slide })));
@@ -191,10 +192,10 @@ export class App implements PaneEvents {
     await Promise.all([this.showLegends(signal), this.showPatches(), this.showOutlines(signal)]);
   }
 
-  private async loadSide(side: Side, run: number, slideId: string, place: Place | null, signal: AbortSignal) {
+  private async loadSide(side: Side, run: number, slideId: string, signal: AbortSignal) {
     try {
       side.slide = await ask<Slide>(about(run, slideId), signal);
-      side.pane.show(side.slide, this.store.view, place);
+      side.pane.show(side.slide, this.store.view);
       side.objects.forget();
     } catch (error) {
       if (signal.aborted) return;
@@ -297,7 +298,7 @@ export class App implements PaneEvents {
     for (const side of this.sides) if (side.pane !== pane && side.pane.isOpen) this.follow(place, side.pane);
     drawScale(pane.shows, place.z);
     if (!this.pointer.onSlide) this.showPlace(null);
-    if (!busy) {
+    if (!busy && !pane.isAwaiting) {
       this.showObjects();
       this.store.update({ place: { x: Math.round(place.x), y: Math.round(place.y), z: Number(place.z.toPrecision(5)) } });
     }

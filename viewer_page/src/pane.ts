@@ -51,9 +51,15 @@ export class Pane {
   private slide: Slide | null = null;
   private heat: OpenSeadragon.TiledImage | null = null;
   private heatAsked = "";
-  private opening = 0;
+  /** How many slides were asked for, and which of them the viewer was given. */
+  private asked = 0;
+  private given = 0;
   private wanted: Place | null = null;
   private open = false;
+  /** A slide was asked for, and its pictures are not open yet. */
+  private awaited = false;
+  /** The whole slide is shown, before a change of size that the viewer may not know of yet. */
+  private whole = true;
 
   constructor(
     readonly run: number,
@@ -97,7 +103,10 @@ export class Pane {
     viewer.addHandler("open", () => this.opened());
     viewer.addHandler("update-viewport", () => this.drawn());
     viewer.addHandler("animation-start", () => this.tell("moving", true));
-    viewer.addHandler("animation", () => events.moved(this, true));
+    viewer.addHandler("animation", () => {
+      this.whole = this.fits;
+      events.moved(this, true);
+    });
     viewer.addHandler("animation-finish", () => {
       this.tell("moving", false);
       events.moved(this, false);
@@ -107,7 +116,7 @@ export class Pane {
       item.addHandler("fully-loaded-change", () => this.tellLoaded());
       this.tellLoaded();
     });
-    viewer.addHandler("resize", () => requestAnimationFrame(() => events.moved(this, false)));
+    viewer.addHandler("resize", () => this.resized());
     viewer.addHandler("canvas-press", () => events.taken(this));
     viewer.addHandler("canvas-scroll", () => events.taken(this));
     stage.addEventListener("focusin", () => events.taken(this));
@@ -132,6 +141,11 @@ export class Pane {
     return this.open;
   }
 
+  /** Another slide, or the same one anew, is on its way. */
+  get isAwaiting(): boolean {
+    return this.awaited;
+  }
+
   /** What the pane is about, for its style and for whoever drives the page. */
   private tell(what: "moving" | "loaded", is: boolean): void {
     this.element.dataset[what] = String(is);
@@ -140,16 +154,30 @@ export class Pane {
   private tellLoaded(): void {
     const { world } = this.viewer;
     const items = [...Array(world.getItemCount()).keys()].map((number) => world.getItemAt(number));
-    this.tell("loaded", items.every((item) => item.getOpacity() === 0 || item.getFullyLoaded()));
+    const whole = items.every((item) => item.getOpacity() === 0 || item.getFullyLoaded());
+    this.tell("loaded", whole && !this.awaited);
+  }
+
+  /** A slide was asked for, which is to be shown at `place`, or whole. Until it comes, the one before it stays. */
+  await(place: Place | null): void {
+    this.asked += 1;
+    this.awaited = true;
+    this.wanted = place;
+    this.tellLoaded();
+  }
+
+  /** What the viewer was given is open, or there was nothing to open. */
+  private arrived(): void {
+    this.awaited = this.given < this.asked;
+    this.tellLoaded();
   }
 
   /** Another slide: its picture where there is one, its attention where there is some, and why not otherwise. */
-  show(slide: Slide, view: View, place: Place | null): void {
+  show(slide: Slide, view: View): void {
     this.slide = slide;
-    this.opening += 1;
+    this.given = this.asked;
     this.open = false;
     this.heat = null;
-    this.wanted = place;
     this.overlay.clear();
     const layers: OpenSeadragon.TileSourceSpecifier[] = [];
     if (slide.l0_size && !slide.slide_problem) {
@@ -162,23 +190,30 @@ export class Pane {
     }
     this.explain(slide);
     if (slide.l0_size && slide.slide_problem) this.overlay.frame(slide.l0_size);
-    if (layers.length) this.viewer.open(layers);
-    else this.viewer.close();
+    if (layers.length) {
+      this.viewer.open(layers);
+    } else {
+      this.viewer.close();
+      this.arrived();
+    }
   }
 
   /** Nothing is to be seen here, and why. */
   empty(why: string): void {
     this.slide = null;
+    this.given = this.asked;
     this.open = false;
     this.heat = null;
     this.overlay.clear();
     this.viewer.close();
+    this.arrived();
     this.say("", why);
   }
 
   private opened(): void {
     const { world, viewport } = this.viewer;
     this.open = true;
+    this.arrived();
     const hasSlide = Boolean(this.slide && !this.slide.slide_problem);
     this.heat = this.slide?.maps ? (world.getItemAt(world.getItemCount() - 1) ?? null) : null;
     this.fade(this.events.view());
@@ -186,6 +221,7 @@ export class Pane {
     if (hasSlide) this.noteFirstPicture(world.getItemAt(0));
     else release();
     viewport.goHome(true);
+    if (this.awaited) return; // another slide was asked for meanwhile
     if (this.wanted) this.go(this.wanted, true);
     else this.fit(true);
     this.drawn();
@@ -211,7 +247,7 @@ export class Pane {
     if (!slide?.maps || !heat || asked === this.heatAsked) return;
     this.heatAsked = asked;
     this.heat = null;
-    const opening = this.opening;
+    const { given } = this;
     this.viewer.addTiledImage({
       tileSource: this.source(slide, "heat", "png", asked),
       width: 1,
@@ -219,7 +255,7 @@ export class Pane {
       replace: true,
       opacity: shownOpacity(view),
       success: (event: unknown) => {
-        if (opening !== this.opening) return;
+        if (given !== this.given) return;
         this.heat = (event as { item: OpenSeadragon.TiledImage }).item;
         const now = this.events.view();
         this.fade(now);
@@ -293,10 +329,21 @@ export class Pane {
 
   /** Where the view is now. */
   get place(): Place | null {
-    const scale = this.pxPerL0();
-    if (scale === null || !this.slide?.l0_size) return null;
-    const centre = this.viewer.viewport.getCenter(true);
-    return { x: centre.x * this.slide.l0_size[0], y: centre.y * this.slide.l0_size[0], z: 1 / scale };
+    return this.placeOf(true);
+  }
+
+  /** Where the view is going: to the slide that was asked for, or where it was moved; null: the whole slide. */
+  get goal(): Place | null {
+    if (this.awaited) return this.wanted;
+    return this.fits ? null : this.placeOf(false);
+  }
+
+  private placeOf(now: boolean): Place | null {
+    if (!this.open || !this.slide?.l0_size) return null;
+    const { viewport } = this.viewer;
+    const width = this.slide.l0_size[0];
+    const centre = viewport.getCenter(now);
+    return { x: centre.x * width, y: centre.y * width, z: width / (viewport.getContainerSize().x * viewport.getZoom(now)) };
   }
 
   /** What is seen now, in level-0 pixels. */
@@ -317,6 +364,7 @@ export class Pane {
     const width = this.slide.l0_size[0];
     viewport.zoomTo(width / (viewport.getContainerSize().x * place.z), undefined, immediately);
     viewport.panTo(new OpenSeadragon.Point(place.x / width, place.y / width), immediately);
+    this.whole = this.fits;
   }
 
   /** All that was scanned, in points of the viewport: the slide is 1 wide. */
@@ -327,15 +375,26 @@ export class Pane {
   }
 
   /** The whole slide is shown, as `fit` shows it. */
-  get fits(): boolean {
-    if (!this.open) return true;
+  private get fits(): boolean {
     const [home, seen] = [this.home, this.viewer.viewport.getBounds()];
     const tight = Math.max(home.width / seen.width, home.height / seen.height);
     return Math.abs(tight - 1) < 0.02;
   }
 
   fit(immediately = false): void {
-    if (this.open) this.viewer.viewport.fitBounds(this.home, immediately);
+    if (!this.open) return;
+    this.viewer.viewport.fitBounds(this.home, immediately);
+    this.whole = true;
+  }
+
+  /** A slide that was whole is whole in the new size too; any other view keeps its centre and its scale. This may
+   * come after a slide has opened: the viewer learns its size from one frame to the next. */
+  private resized(): void {
+    const { whole } = this;
+    requestAnimationFrame(() => {
+      if (whole) this.fit(true);
+      this.events.moved(this, false);
+    });
   }
 
   zoomBy(factor: number): void {
