@@ -40,8 +40,8 @@ class EvidenceData:
 
     @property
     def folder(self) -> Path:
-        """Its slides and features; all sets of one kind have the same slides."""
-        return self.work / f"{settings.kind(self.name)}{'_quick' if self.quick else ''}_{self.seed}"
+        """Its slides and features, beside those of other sets that have the same slides."""
+        return self.work / f"{settings.slides_of(self.name)}{'_quick' if self.quick else ''}_{self.seed}"
 
     @property
     def drawn(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence_settings import DATA_SETS, METHODS, asked, kind
+from benchmarks.evidence_settings import DATA_SETS, METHODS, asked, kind, slides_of
 
 LEARNED = 0.75
 """A start above this AUC has learned."""
@@ -71,7 +71,7 @@ def figures_of(found: Results) -> dict[str, Any]:
         figures |= _gaps(data, methods)
         if kind(data) == "nodes":
             # Colours are those of the slides, whatever the encoder sees.
-            figures |= _gain(data, methods, colour=found.get("nodes", {}).get("colour", {}))
+            figures |= _gain(data, methods, colour=found.get(slides_of(data), {}).get("colour", {}))
     return figures
 
 
