@@ -45,6 +45,41 @@ def served(app: Starlette) -> Iterator[str]:
         listening.close()
 
 
+HOLD = """(part) => {
+    const own = window.fetch, waiting = [];
+    window.held = { own, waiting };
+    window.fetch = (asked, how) => !asked.includes(part) ? own(asked, how) : new Promise((go, fail) => {
+        waiting.push(() => own(asked, how).then(go, fail));
+        how?.signal?.addEventListener("abort", () => fail(how.signal.reason));
+    });
+}"""
+RELEASE = "() => { window.fetch = window.held.own; window.held.waiting.forEach((go) => go()); }"
+
+
+@contextmanager
+def held(page: Page, part: str) -> Iterator[Callable[[], int]]:
+    """What the page asks the server for at addresses that contain ``part`` goes out when the block ends; gives how
+    many questions are waiting. (Playwright's own ``route`` misses the first ones, until the browser has heard of
+    it.)"""
+    page.evaluate(HOLD, part)
+    yield lambda: int(page.evaluate("() => window.held.waiting.length"))
+    page.evaluate(RELEASE)
+
+
+@contextmanager
+def unanswered(page: Page, part: str) -> Iterator[None]:
+    """Within the block nobody answers at addresses that contain ``part``."""
+    page.evaluate(
+        """(part) => {
+            const own = (window.own = window.fetch), gone = () => Promise.reject(new TypeError("Failed to fetch"));
+            window.fetch = (asked, how) => (asked.includes(part) ? gone() : own(asked, how));
+        }""",
+        part,
+    )
+    yield
+    page.evaluate("() => { window.fetch = window.own; }")
+
+
 OpenPage = Callable[..., "Screen"]
 """``open_page(hash_, width=1280, height=800, dark=True)``."""
 

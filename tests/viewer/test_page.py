@@ -20,7 +20,7 @@ pytest.importorskip("playwright")
 
 from playwright.sync_api import expect  # noqa: E402
 
-from tests.viewer.browser import OpenPage, Screen, served  # noqa: E402
+from tests.viewer.browser import OpenPage, Screen, held, served  # noqa: E402
 
 HOT_CENTRE = (1100.0, 500.0)  # of patch 37: column 5 and row 2 of a grid of 16 columns, 200 px each
 
@@ -297,14 +297,13 @@ def test_two_runs_move_together(open_page: OpenPage) -> None:
 def test_the_page_says_that_it_waits_for_a_slide(open_page: OpenPage) -> None:
     """A slow server: until its answer is there, the picture on the screen is not the one that was asked for."""
     screen = open_page("#slide=calm&compare=on")
-    held: list[Any] = []
-    screen.page.route("**/api/runs/0/slides/calm", lambda route: held.append(route))
-    screen.press("c")
-    expect(screen.page.locator(".pane")).to_have_count(1)
-    expect(screen.page.locator(".pane")).to_have_attribute("data-loaded", "false")
-    screen.page.wait_for_timeout(300)
-    expect(screen.page.locator(".pane")).to_have_attribute("data-loaded", "false")
-    held[0].continue_()
+    pane = screen.page.locator(".pane")
+    with held(screen.page, "/api/runs/0/slides/calm"):
+        screen.press("c")
+        expect(pane).to_have_count(1)
+        expect(pane).to_have_attribute("data-loaded", "false")
+        screen.page.wait_for_timeout(300)
+        expect(pane).to_have_attribute("data-loaded", "false")
     screen.settle()
     assert screen.place[2] == pytest.approx(L0_SIZE[0] / screen.stage()[2], rel=0.02)
 

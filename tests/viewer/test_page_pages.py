@@ -69,21 +69,20 @@ def test_all_slides_are_searched_and_sorted_and_not_one_page(page: "Page") -> No
 
 def test_clicks_before_the_page_has_come_go_on_from_the_page_on_its_way(page: "Page") -> None:
     """Two quick clicks turn two pages, and a page that cannot be had leaves the list where it is."""
-    from playwright.sync_api import Route, expect
+    from playwright.sync_api import expect
+
+    from tests.viewer.browser import held, unanswered
 
     expect(page.locator("#page-of")).to_have_text("201 to 400")
     page.locator("#page-after").click()
     expect(page.locator("#page-of")).to_have_text("401 to 450")
-    held: list[Route] = []
-    page.route("**/api/runs/0/slides?*first=200*", lambda route: held.append(route))  # it never comes
-    page.locator("#page-before").click()
-    page.locator("#page-before").click()
-    expect(page.locator("#page-of")).to_have_text("1 to 200")
-    assert len(held) == 1
-    page.unroute("**/api/runs/0/slides?*first=200*")
-    page.route("**/api/runs/0/slides?*first=200*", lambda route: route.abort())
-    page.locator("#page-after").click()
-    page.wait_for_timeout(200)
-    page.unroute("**/api/runs/0/slides?*first=200*")
+    with held(page, "first=200") as waiting:
+        page.locator("#page-before").click()
+        page.locator("#page-before").click()
+        expect(page.locator("#page-of")).to_have_text("1 to 200")
+        assert waiting() == 1
+    with unanswered(page, "first=200"):
+        page.locator("#page-after").click()
+        page.wait_for_timeout(200)
     page.locator("#page-after").click()
     expect(page.locator("#page-of")).to_have_text("201 to 400")
