@@ -41,6 +41,25 @@ def test_a_file_that_went_bad_leaves_nothing_of_the_earlier_run(tmp_path: Path) 
     assert run.attention("good").exists()
 
 
+def test_patches_that_are_there_twice_are_told_of(tmp_path: Path) -> None:
+    """Each row counts, so the slide's note says that some patches count twice."""
+    predictor = FeaturePredictor(
+        build_net(MODEL), PipelineConfig(model=MODEL), streaming=StreamingConfig(), device=torch.device("cpu")
+    )
+    corners = np.array([[0, 0], [512, 0], [0, 512], [512, 0], [512, 0]])
+    paths = {name: tmp_path / f"{name}.h5" for name in ("clam", "trident", "whole")}
+    for name, path in paths.items():
+        coords = None if name == "whole" else corners
+        write_features(path, features_of(5, 12), coords=coords, trident=name == "trident")
+    tables, _ = predict_features(paths, predictor, RunFolder(tmp_path / "run"))
+    note = "2 rows of the features file repeat the patch of an earlier row: it is counted again"
+    assert {name: row.note for name, row in tables.slides.items()} == {
+        "clam": note,
+        "trident": note,
+        "whole": "",
+    }
+
+
 def test_random_patches_are_stored_beside_where_they_lie(tmp_path: Path) -> None:
     """Of 9 patches 4 are read: attention and corners of these 4, and the slide still has 9."""
     pipeline = PipelineConfig.model_validate(

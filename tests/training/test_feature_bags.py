@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from tests.datasets.feature_folders import features_of, write_features
-from wsi_ips.config import StreamingConfig, TaskConfig
-from wsi_ips.datasets.manifest import SlideRecord
+from wsi_ips.config import FinetuneConfig, StreamingConfig, TaskConfig
+from wsi_ips.datasets.manifest import SlideRecord, read_manifest
 from wsi_ips.errors import FeaturesError
-from wsi_ips.training.feature_bags import FeatureBag, feature_bag
+from wsi_ips.training.feature_bags import FeatureBag, feature_bag, finetune_features
 
 CPU = torch.device("cpu")
 
@@ -56,3 +56,21 @@ def test_features_of_another_width_are_refused(tmp_path: Path) -> None:
     record = SlideRecord("s", "c", {"label": "tumor"}, "train", Path("s.svs"))
     with pytest.raises(FeaturesError, match=r"width 7, not 6; set model.encoder.features"):
         feature_bag(record, tmp_path / "s.h5", tasks=[TaskConfig()], width=6)
+
+
+def test_patches_that_are_there_twice_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = ["slide_id,case_id,split,path,label"]
+    for number, split in enumerate(["train", "train", "val", "val"]):
+        corners = np.array([[0, 0], [512, 0], [0, 0]]) if number == 1 else None
+        write_features(tmp_path / "feats" / f"s{number}.h5", features_of(3, 6), coords=corners)
+        rows.append(f"s{number},s{number},{split},s{number}.svs,{('normal', 'tumor')[number % 2]}")
+    (tmp_path / "slides.csv").write_text("\n".join(rows) + "\n")
+    config = FinetuneConfig.model_validate(
+        {"model": {"encoder": {"name": "features", "features": 6}}, "training": {"epochs": 1}}
+    )
+    manifest = read_manifest(tmp_path / "slides.csv", tasks=config.model.tasks, need_slides=False)
+    finetune_features(manifest, config, tmp_path / "feats", tmp_path / "run", device=CPU)
+    assert [record.getMessage() for record in caplog.records if "more than once" in record.getMessage()] == [
+        "1 slide has patches whose features are stored more than once, such as s1: 1 row of the features file "
+        "repeats the patch of an earlier row: it is counted again"
+    ]

@@ -24,6 +24,7 @@ from wsi_ips.storage.files import outside_cause
 from wsi_ips.storage.hdf5 import check_stored, opened_hdf5, plain_dataset, stated_text
 from wsi_ips.tiling.coords import TILE_AGAIN, check_l0_size, keeps_ids, take_coords
 from wsi_ips.tiling.grid import PatchCoords
+from wsi_ips.tiling.patches import repeated_note
 from wsi_ips.tiling.stamp_files import FEATS, OURS, StampPlaces, is_stamp, take_stamp_places
 
 MOST_PATCHES = 10_000_000
@@ -71,6 +72,14 @@ class FeatureFile:
         elif self.coords is not None:
             um_patch = self.coords.patch_px * float(self.coords.patch_mpp)
         return FeaturesOrigin(self.encoder, um_patch)
+
+    @property
+    def repeated(self) -> str:
+        """A note if several rows are of the same patch; empty if none are, or the file does not say where they
+        lie."""
+        if (self.l0_xy_N2 == -1).all():
+            return ""
+        return repeated_note(self.l0_xy_N2, file="features", done="counted")
 
     def check_origin(self, expected: FeaturesOrigin, *, whose: str) -> None:
         """Check that the features are of this encoder and of patches of this size, as far as both are known.

@@ -34,7 +34,7 @@ from wsi_ips.slides.registry import open_slide
 from wsi_ips.storage.hdf5 import put_about, whole_hdf5
 from wsi_ips.streaming.patch_source import CaseSource
 from wsi_ips.tiling.grid import rows_of
-from wsi_ips.tiling.patches import note_of_patches
+from wsi_ips.tiling.patches import joined_notes, note_of_patches
 from wsi_ips.training.feature_bags import open_source
 
 
@@ -228,10 +228,11 @@ class FeaturePredictor:
         normalisers: Normalisers | None = None,
         gradients: Mapping[str, Tensor] | None = None,
     ) -> str:
-        """Write the attention of a slide, and return the note on its resolution."""
+        """Write the attention of a slide, and return the note on its resolution and on patches that are there more
+        than once."""
         if held.coords is None:
             _write_corners_only(path, row, held, reading, self.checkpoint, normalisers)
-            return ""
+            return held.repeated
         coords = replace(held.coords, slide_id=row.slide_id).only(reading.store.ids().numpy())
         result = SlideResult.of(
             reading,
@@ -244,7 +245,7 @@ class FeaturePredictor:
             gradients=gradients,
         )
         write_result(path, replace(result, probabilities=row.probabilities, spread=row.spread))
-        return note_of_patches(coords)
+        return joined_notes(note_of_patches(coords), held.repeated)
 
     def _read(self, net: BagNet, held: FeatureFile) -> tuple[SlideReading, dict[str, Tensor] | None]:
         """What a network read, and of the first network gradient times input if it is asked for."""

@@ -249,7 +249,8 @@ class StoredPatches:
                 "lies on another grid than the model's, which counts its cells (attention.positions: raster)",
                 "lay the patches out with wsi-ips tile, or train with positions: slide",
             )
-        stated = (other_mpp_note(slide.info, mpp), repeated_note(coords.l0_xy_N2))
+        repeated = repeated_note(coords.l0_xy_N2, file="coordinates", done="read and counted")
+        stated = (other_mpp_note(slide.info, mpp), repeated)
         new = (note for note in stated if note not in fitted.note)
         return replace(fitted, note=joined_notes(*new, fitted.note))
 
@@ -383,17 +384,17 @@ def note_of_patches(coords: PatchCoords) -> str:
     return joined_notes(enlarged_note(slide_mpp=coords.slide_mpp, patch_mpp=coords.patch_mpp), coords.note)
 
 
-def repeated_note(l0_xy_N2: NDArray[np.int64]) -> str:
-    """A note if several rows of a file of coordinates name the same patch, else an empty text.
+def repeated_note(l0_xy_N2: NDArray[np.int64], *, file: str, done: str) -> str:
+    """A note if several rows of a file name the same patch, else an empty text.
 
-    ``l0_xy_N2`` (N, 2) int64 holds the top-left corners (x, y) of the rows in level-0 pixels. All of them lie on
-    the slide.
+    ``l0_xy_N2`` (N, 2) int64 holds the top-left corners (x, y) of the rows in level-0 pixels, each less than 2^31
+    in size. ``file`` is what the file holds and ``done`` what is done with every row, for the note.
     """
     repeated = len(l0_xy_N2) - len(np.unique(l0_xy_N2[:, 0] * 2**32 + l0_xy_N2[:, 1]))
     if not repeated:
         return ""
-    rows = count(repeated, "row of the coordinates file repeats", "rows of the coordinates file repeat")
-    return f"{rows} the patch of an earlier row: it is read and counted again"
+    rows = count(repeated, f"row of the {file} file repeats", f"rows of the {file} file repeat")
+    return f"{rows} the patch of an earlier row: it is {done} again"
 
 
 def other_mpp_note(info: SlideInfo, given: Mpp | None) -> str:

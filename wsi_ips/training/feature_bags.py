@@ -5,6 +5,7 @@ A :class:`FeatureBag` is a slide that is known only by its features.
 Shape suffixes: N patches of a slide, n some of them, C feature width.
 """
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ from wsi_ips.training.model_card import SlideFacts, write_card
 from wsi_ips.training.processes import is_first_process
 from wsi_ips.training.run_state import FinetuneReport
 from wsi_ips.units import PlaceKind
+
+logger = logging.getLogger(__name__)
 
 
 class FeatureSource:
@@ -188,6 +191,17 @@ def of_one_origin(files: Sequence[FeatureFile], config: FinetuneConfig) -> Finet
     return config.model_copy(update={"model": model})
 
 
+def _tell_of_repeated(bags: Sequence[FeatureBag]) -> None:
+    """Warn of slides whose files hold some patches more than once: they count more than the others."""
+    repeated = {bag.bag_id: note for bag in bags if (note := bag.held.repeated)}
+    if repeated and is_first_process():
+        slide_id, note = next(iter(repeated.items()))
+        slides = count(len(repeated), "slide has", "slides have")
+        logger.warning(
+            "%s patches whose features are stored more than once, such as %s: %s", slides, slide_id, note
+        )
+
+
 def finetune_features(
     manifest: Manifest,
     config: FinetuneConfig,
@@ -238,6 +252,7 @@ def finetune_features(
             bags[record.split].append(bag)
             advance(f"{record.slide_id}: {count(len(bag), 'patch', 'patches')}")
     bad |= without_slides(bad, records, config)
+    _tell_of_repeated([bag for of_split in bags.values() for bag in of_split])
     config = of_one_origin([bag.held for of_split in bags.values() for bag in of_split], config)
     train, val = (bags_of(bags[split], manifest, config) for split in ("train", "val"))
     report = train_bags(
