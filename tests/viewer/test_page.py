@@ -256,6 +256,10 @@ def test_slides_that_cannot_be_shown_say_so(open_page: OpenPage) -> None:
     screen.page.locator("#list button", has_text=FAILED).first.click()
     expect(screen.page.locator(".message")).to_contain_text("no tissue was found")
     expect(screen.page.locator("#about")).to_contain_text("Failed.")
+    screen.press("c")
+    expect(screen.page.locator(".pane")).to_have_count(2)
+    expect(screen.page.locator(".message").first).to_contain_text("no tissue was found")
+    expect(screen.page.locator('.pane[data-loaded="true"]')).to_have_count(2)
 
 
 def test_two_runs_move_together(open_page: OpenPage) -> None:

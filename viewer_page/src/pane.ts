@@ -154,8 +154,8 @@ export class Pane {
   private tellLoaded(): void {
     const { world } = this.viewer;
     const items = [...Array(world.getItemCount()).keys()].map((number) => world.getItemAt(number));
-    const whole = items.every((item) => item.getOpacity() === 0 || item.getFullyLoaded());
-    this.tell("loaded", whole && !this.awaited);
+    const painted = items.every((item) => item.getOpacity() === 0 || item.getFullyLoaded());
+    this.tell("loaded", painted && !this.awaited);
   }
 
   /** A slide was asked for, which is to be shown at `place`, or whole. Until it comes, the one before it stays. */
@@ -335,7 +335,7 @@ export class Pane {
   /** Where the view is going: to the slide that was asked for, or where it was moved; null: the whole slide. */
   get goal(): Place | null {
     if (this.awaited) return this.wanted;
-    return this.fits ? null : this.placeOf(false);
+    return !this.open || this.fits ? null : this.placeOf(false);
   }
 
   private placeOf(now: boolean): Place | null {
@@ -374,7 +374,7 @@ export class Pane {
     return new OpenSeadragon.Rect(x / width, y / width, w / width, h / width);
   }
 
-  /** The whole slide is shown, as `fit` shows it. */
+  /** The whole slide is shown, as `fit` shows it. Asked of open slides alone. */
   private get fits(): boolean {
     const [home, seen] = [this.home, this.viewer.viewport.getBounds()];
     const tight = Math.max(home.width / seen.width, home.height / seen.height);
