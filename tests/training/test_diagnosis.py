@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from wsi_ips.config import FinetuneConfig, TaskConfig
-from wsi_ips.training.diagnosis import findings, guess_loss
+from wsi_ips.training.diagnosis import behind_head_start, findings, guess_loss
 
 TRAIN = [{"label": 0}] * 6 + [{"label": 1}] * 2
 VAL = [{"label": 0}] * 3 + [{"label": 1}]
@@ -90,3 +90,20 @@ def test_a_sigmoid_task_is_guessed_class_by_class() -> None:
     assert guess_loss([task], train=train, val=val) == pytest.approx(wanted)
     linear = TaskConfig(name="marks", classes=("a",), activation="linear")
     assert guess_loss([linear], train=train, val=val) == math.inf
+
+
+def test_a_head_start_that_was_better_is_said() -> None:
+    start = {"epoch": 39.0, "train_loss": 0.2, "val_loss": 0.9, "val_refined_loss": 0.5, "val_label_auc": 0.8}
+    worse = {"epoch": 1.0, "train_loss": 0.1, "val_loss": 0.7, "val_refined_loss": 0.6, "val_label_auc": 0.75}
+    said = behind_head_start(start, worse, "refined_loss")
+    assert said is not None
+    assert "the loss at the best temperature of the validation slides is 0.600, and was 0.500 after" in said
+    assert behind_head_start(start, worse, "last") == said
+    assert "the mean auc of the validation slides is 0.750, and was 0.800" in str(
+        behind_head_start(start, worse, "auc")
+    )
+    assert behind_head_start(start, worse, "loss") is None  # 0.9 → 0.7
+    assert behind_head_start(worse, start, "refined_loss") is None
+    assert behind_head_start(start, start, "refined_loss") is None
+    only_trained = {"epoch": 1.0, "train_loss": 0.1}
+    assert behind_head_start(only_trained, only_trained, "refined_loss") is None

@@ -367,3 +367,37 @@ def test_of_several_last_epochs_the_one_that_tells_slides_apart_best_goes_on(tmp
     losses = [float(row["val_refined_loss"]) for row in rows]
     assert [row["epoch"] for row in rows] == ["4"] * 3
     assert [row["chosen"] for row in rows] == ["yes" if loss == min(losses) else "no" for loss in losses]
+
+
+def test_a_head_start_that_validation_prefers_is_kept_beside_the_run(tmp_path: Path) -> None:
+    """End to end at a rate that spoils the network: the one before it can be used, and the run says so."""
+    bags = [pixels_bag(number) for number in range(10)]
+    config = on_pixels(lr=3.0, encoder_lr=1.0)
+    report = fit(bags, config, tmp_path)
+    (said,) = [doubt for doubt in report.doubts if "has not improved on its head start" in doubt]
+    kept = tmp_path / "head_start.safetensors"
+    assert said.endswith(f"{kept} is the network as it was then, to be compared on other slides")
+    assert json.loads((tmp_path / "run.json").read_text())["doubts"] == list(report.doubts)
+    net, pipeline = load_checkpoint(kept)
+    assert pipeline.model.encoder.features is None
+    losses = []
+    for bag in bags[:4]:
+        with bag.open(StreamingConfig(), CPU) as source, scoring(net), torch.no_grad():
+            p_C = read_bag(net, source, config.selection).bag.probabilities["label"][0]
+        losses.append(-math.log(float(p_C[bag.targets["label"]])))
+    started = rows_of(tmp_path / "head_start" / "history.csv")[-1]
+    assert math.fsum(losses) / 4 == pytest.approx(float(started["val_loss"]), rel=0.01)
+    again = fit(bags, config, tmp_path)  # nothing is left to do
+    assert again.doubts == report.doubts
+    assert kept.exists()
+
+
+def test_a_head_start_that_was_improved_on_is_not_kept(tmp_path: Path) -> None:
+    (tmp_path / "head_start.safetensors").touch()  # of an earlier run in this folder
+    report = fit(
+        [pixels_bag(number) for number in range(10)],
+        on_pixels(head_start={"epochs": 1, "lr": 1e-30}),
+        tmp_path,
+    )
+    assert not [doubt for doubt in report.doubts if "head start" in doubt]
+    assert not (tmp_path / "head_start.safetensors").exists()

@@ -35,7 +35,7 @@ from wsi_ips.training.model_card import CARD_NAME
 SlideStatus = Literal["ok", "failed", "unfinished"]
 """What became of a slide."""
 
-CHECKPOINTS = ("model.safetensors", "last.safetensors")
+CHECKPOINTS = ("model.safetensors", "last.safetensors", "head_start.safetensors")
 """The checkpoints that a training run leaves."""
 
 TRAINING_FIX = "name the folder that wsi-ips finetune wrote"

@@ -4,9 +4,10 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from wsi_ips.config import FinetuneConfig, ModelConfig, TaskConfig
+from wsi_ips.config import FinetuneConfig, ModelConfig, Monitor, TaskConfig
 from wsi_ips.config.model import RANKING
 from wsi_ips.datasets.manifest import Target
+from wsi_ips.training.run_state import merit
 
 AT_CHANCE = 0.95
 """A validation loss above this share of that of guessing has not found anything."""
@@ -16,6 +17,8 @@ DRIFTING = 0.5
 """A selection that keeps less than this share of the patches that it kept before does not settle."""
 LAST_EPOCHS = 3
 """How many epochs at the end are looked at."""
+WORSE = 1e-3
+"""A figure of the validation slides that differs by less is the same."""
 
 
 def findings(
@@ -56,6 +59,32 @@ def findings(
             "been kept in the one before; try a lower training.lr, more epochs, or a larger selection.memory_size"
         )
     return said
+
+
+def behind_head_start(start: Mapping[str, float], best: Mapping[str, float], monitor: Monitor) -> str | None:
+    """A sentence if a network was better after its head start than in every epoch that followed, else None.
+
+    Args:
+        start: The figures of the last epoch of the head start.
+        best: Those of the epoch that was kept.
+        monitor: The setting ``training.monitor``. With ``last``, the validation loss at the best temperature
+            decides.
+    """
+    by: Monitor = "refined_loss" if monitor == "last" else monitor
+    if "val_loss" not in start or "val_loss" not in best:
+        return None
+    (before, _), (after, _) = merit(start, by), merit(best, by)
+    if not before > after + WORSE:
+        return None
+    name = "loss"
+    if by == "refined_loss" and "val_refined_loss" in best:
+        name = "loss at the best temperature"
+    elif by != "loss" and any(figure.endswith(by) for figure in best):
+        name = f"mean {by}"
+    return (
+        f"end-to-end learning has not improved on its head start: the {name} of the validation slides is "
+        f"{abs(after):.3f}, and was {abs(before):.3f} after the head start"
+    )
 
 
 def _what_to_try(config: FinetuneConfig) -> str:

@@ -25,7 +25,7 @@ from wsi_ips.config import FinetuneConfig, TrainingConfig
 from wsi_ips.datasets.manifest import Manifest, SlideRecord, case_targets
 from wsi_ips.errors import ConfigError, ManifestError, TrainingError, WsiIpsError, count
 from wsi_ips.models.build import build_selecting_net, check_aggregator, complete_model
-from wsi_ips.models.checkpoint import begin_from, load_scorer, named_base
+from wsi_ips.models.checkpoint import begin_from, load_scorer, named_base, save_checkpoint
 from wsi_ips.models.encoders.network import Compute, compute_in
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.models.encoders.weights import check_weights
@@ -39,8 +39,15 @@ from wsi_ips.tiling.patches import FindPatches, PatchesInTissue, note_of_patches
 from wsi_ips.timeline import working
 from wsi_ips.training.bags import Bag, SlideBag, bags_of, tile_bag, warn_of_order, without_slides
 from wsi_ips.training.cascade import calibrate
-from wsi_ips.training.diagnosis import findings
-from wsi_ips.training.head_start import best_start, encoded, forget_features, head_start_config, views_of
+from wsi_ips.training.diagnosis import behind_head_start, findings
+from wsi_ips.training.head_start import (
+    best_start,
+    encoded,
+    forget_features,
+    head_start_config,
+    last_row,
+    views_of,
+)
 from wsi_ips.training.learned_from import LearnedFrom
 from wsi_ips.training.learning import Steps
 from wsi_ips.training.model_card import SlideFacts, write_card
@@ -56,6 +63,7 @@ from wsi_ips.training.processes import (
 from wsi_ips.training.run_state import (
     BEST_NAME,
     HEAD_START,
+    HEAD_START_NAME,
     RUN_NAME,
     STATE_NAME,
     FinetuneReport,
@@ -245,7 +253,8 @@ def train_bags(
     Into ``out`` are written ``model.safetensors`` (the best epoch so far, with its configuration),
     ``last.safetensors``, ``history.csv`` (losses and figures of each epoch), ``run.json`` (the complete
     configuration, versions, and how the device calculates), and the state from which the same call resumes after
-    it was killed. A head start, if the configuration asks for one, is made first, below ``out/head_start``. With
+    it was killed. A head start, if the configuration asks for one, is made first, below ``out/head_start``, and
+    ``head_start.safetensors`` is the network as it was then if no epoch that followed was better on ``val``. With
     restarts, each start is a run below ``out/starts``, and ``starts.csv`` says how each of them ended.
 
     Args:
@@ -302,13 +311,7 @@ def _train(
     coords: str,
     learned_from: LearnedFrom | None,
 ) -> FinetuneReport:
-    seed = config.training.seed
-    seed_everything(seed, verbose=False)
-    net = build_selecting_net(config.model, config.selection)
-    if config.selection.scorer is not None:
-        config = config.model_copy(update={"selection": load_scorer(cast(IPSNet, net), config)})
-    compute_in(net, Compute(config.training.precision))
-    config = config.model_copy(update={"model": named_base(config.model, net)})
+    net, config = _beginning(config)
     bad: dict[str, str] = {}
     if config.training.start is not None:
         begin_from(net, config.training.start)
@@ -319,7 +322,7 @@ def _train(
             learned_from=learned_from,
         )  # fmt: skip
         begin_from(net, started.checkpoint)
-        seed_everything(seed, verbose=False)
+        seed_everything(config.training.seed, verbose=False)
         bad = dict(started.bad)
     elif config.training.start is None and not (out / STATE_NAME).exists():
         standardise(net, train, config.streaming, device=device)
@@ -332,14 +335,44 @@ def _train(
         if is_first_process():
             _write_run(out / RUN_NAME, config)
         _fit(module, val, config, out, device=device, record=record, progress=progress)
+    return _ended(record, train, val, module.bad, config, out, device=device, progress=progress)
+
+
+def _beginning(config: FinetuneConfig) -> tuple[BagNet, FinetuneConfig]:
+    """The network that a training begins with, the same one each time, and the configuration with what was found
+    out about it.
+    """
+    seed_everything(config.training.seed, verbose=False)
+    net = build_selecting_net(config.model, config.selection)
+    if config.selection.scorer is not None:
+        config = config.model_copy(update={"selection": load_scorer(cast(IPSNet, net), config)})
+    compute_in(net, Compute(config.training.precision))
+    return net, config.model_copy(update={"model": named_base(config.model, net)})
+
+
+def _ended(
+    record: RunRecorder,
+    train: Sequence[Bag],
+    val: Sequence[Bag],
+    bad: Mapping[str, str],
+    config: FinetuneConfig,
+    out: Path,
+    *,
+    device: torch.device,
+    progress: Progress,
+) -> FinetuneReport:
+    """Complete the checkpoints of a run that has learned, and say how it ended."""
+    behind = _behind_head_start(record, config, out)
     if is_first_process():
-        learned, chose = ([bag for bag in bags if bag.bag_id not in module.bad] for bags in (train, val))
-        _complete(out / BEST_NAME, learned, chose, config, device=device, progress=progress)
+        learned, chose = ([bag for bag in bags if bag.bag_id not in bad] for bags in (train, val))
+        for name in (BEST_NAME, *([HEAD_START_NAME] if behind else [])):
+            _complete(out / name, learned, chose, config, device=device, progress=progress)
     train_targets, val_targets = ([bag.targets for bag in bags] for bags in (train, val))
     doubts = findings(record.history, record.best_epoch, config, train=train_targets, val=val_targets)
+    doubts += behind
     if is_first_process():
         _write_run(out / RUN_NAME, config, doubts=doubts)
-    return FinetuneReport(out / BEST_NAME, record.best_epoch, tuple(record.history), dict(module.bad), doubts)
+    return FinetuneReport(out / BEST_NAME, record.best_epoch, tuple(record.history), dict(bad), doubts)
 
 
 def _steps(train: Sequence[Bag], training: TrainingConfig) -> Steps:
@@ -367,6 +400,31 @@ def _complete(
     if config.selection.selector == "cascade" and val:
         calibrate(checkpoint, val, config, device=device, progress=progress)
     store_baseline(checkpoint, train, config, device=device, progress=progress)
+
+
+def _behind_head_start(record: RunRecorder, config: FinetuneConfig, out: Path) -> list[str]:
+    """Nothing, or what speaks for the network as it was after the head start. It is written then, as
+    ``head_start.safetensors``; where another selector followed the head start there is no such network.
+    """
+    selector = head_start_config(config, width=1).selection.selector
+    if (
+        config.training.start is not None
+        or not config.head_start_epochs
+        or config.selection.selector != selector
+    ):
+        return []
+    path, started = out / HEAD_START_NAME, last_row(out)
+    said = started and behind_head_start(started, record.history[record.best_epoch], config.training.monitor)
+    if is_first_process():
+        path.unlink(missing_ok=True)
+    if not said or not started:
+        return []
+    if is_first_process():
+        net, _ = _beginning(config)
+        begin_from(net, out / HEAD_START / BEST_NAME)
+        notes = {name: f"{value:.6g}" for name, value in started.items()}
+        save_checkpoint(path, net, config.pipeline, notes=notes)
+    return [f"{said}; {path} is the network as it was then, to be compared on other slides"]
 
 
 def _head_start(

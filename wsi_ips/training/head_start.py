@@ -13,6 +13,7 @@ learned says how far the result can be trusted.
 Shape suffixes: N patches of a bag, n some of them, V views of a patch, C feature width.
 """
 
+import csv
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -321,6 +322,16 @@ def views_of(config: FinetuneConfig) -> Views | None:
     if training.head_start.views == 1 or not (training.flips or training.augment != nothing):
         return None
     return Views(training.head_start.views, training.augment, training.flips, training.seed)
+
+
+def last_row(out: Path) -> dict[str, float] | None:
+    """The figures of the last epoch of the head start of a run in ``out``; None where they cannot be read."""
+    try:
+        with (out / HEAD_START / "history.csv").open(newline="", encoding="utf-8") as file:
+            *_, row = csv.DictReader(file)
+        return {name: float(value) for name, value in row.items() if value}
+    except (OSError, ValueError, TypeError, csv.Error):
+        return None
 
 
 def forget_features(out: Path) -> None:
