@@ -23,7 +23,7 @@ from wsi_ips.training.head_start import EncodedBag, encoded, head_start_config, 
 from wsi_ips.training.kept_patches import PatchKeeper
 from wsi_ips.training.learning import Steps
 from wsi_ips.training.module import IPSModule
-from wsi_ips.training.run_state import FinetuneReport
+from wsi_ips.training.run_state import FinetuneReport, forget_run
 
 CPU = torch.device("cpu")
 WIDTH, PATCHES = 8, 30
@@ -390,6 +390,8 @@ def test_a_head_start_that_validation_prefers_is_kept_beside_the_run(tmp_path: P
     again = fit(bags, config, tmp_path)  # nothing is left to do
     assert again.doubts == report.doubts
     assert kept.exists()
+    forget_run(tmp_path)  # with --restart
+    assert not kept.exists()
 
 
 def test_a_head_start_that_was_improved_on_is_not_kept(tmp_path: Path) -> None:

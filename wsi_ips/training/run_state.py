@@ -328,10 +328,10 @@ def _settings_and_lines(description: str) -> tuple[dict[str, Any], list[str]]:
 
 
 def forget_run(folder: Path) -> None:
-    """Make the next run in this folder begin anew, with its head start and starts. Checkpoints stay until it
-    writes its own.
+    """Make the next run in this folder begin anew, with its head start and starts. The checkpoints of epochs stay
+    until it writes its own.
     """
-    for name in (STATE_NAME, TIMELINE_NAME):
+    for name in (STATE_NAME, TIMELINE_NAME, HEAD_START_NAME):
         (folder / name).unlink(missing_ok=True)
     for name in (HEAD_START, STARTS):
         shutil.rmtree(folder / name, ignore_errors=True)
