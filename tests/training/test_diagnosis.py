@@ -105,5 +105,9 @@ def test_a_head_start_that_was_better_is_said() -> None:
     assert behind_head_start(start, worse, "loss") is None  # 0.9 → 0.7
     assert behind_head_start(worse, start, "refined_loss") is None
     assert behind_head_start(start, start, "refined_loss") is None
+    kappas = ({**start, "val_label_kappa": 0.2}, {**worse, "val_label_kappa": -0.1})
+    assert "the mean kappa of the validation slides is -0.100, and was 0.200" in str(
+        behind_head_start(*kappas, "kappa")
+    )
     only_trained = {"epoch": 1.0, "train_loss": 0.1}
     assert behind_head_start(only_trained, only_trained, "refined_loss") is None

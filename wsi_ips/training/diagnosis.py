@@ -76,14 +76,14 @@ def behind_head_start(start: Mapping[str, float], best: Mapping[str, float], mon
     (before, _), (after, _) = merit(start, by), merit(best, by)
     if not before > after + WORSE:
         return None
-    name = "loss"
+    name, sign = "loss", -1  # merit is highest where a loss is lowest
     if by == "refined_loss" and "val_refined_loss" in best:
         name = "loss at the best temperature"
     elif by != "loss" and any(figure.endswith(by) for figure in best):
-        name = f"mean {by}"
+        name, sign = f"mean {by}", 1
     return (
         f"end-to-end learning has not improved on its head start: the {name} of the validation slides is "
-        f"{abs(after):.3f}, and was {abs(before):.3f} after the head start"
+        f"{sign * after:.3f}, and was {sign * before:.3f} after the head start"
     )
 
 
